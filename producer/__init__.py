@@ -1,0 +1,1 @@
+"""The way in: submit, poll, fetch results, run the embedded profile. Never imports torch."""

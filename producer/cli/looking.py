@@ -1,0 +1,234 @@
+"""Commands that look and change nothing: status, watch, list, results, why, events, tasks, models."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from producer.cli import JSON_OPTION, note, show, show_json
+from shared.errors import NotFound, RequestError
+
+Reference = Annotated[str, typer.Argument(help="id of a batch (its beginning is enough), its name, or id of a job")]
+BatchReference = Annotated[str, typer.Argument(help="id of a batch (its beginning is enough), or its name")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog="Example: aigc status spring")(status)
+    app.command(epilog="Example: aigc watch spring")(watch)
+    app.command(name="list", epilog="Example: aigc list --limit 5")(list_)
+    app.command(epilog="Example: aigc results spring --out out/")(results)
+    app.command(epilog="Example: aigc why b06h02w6d7ara8a9n-17")(why)
+    app.command(epilog="Example: aigc events spring --after 120")(events)
+    app.command(epilog="Example: aigc tasks text-generation")(tasks)
+    app.command(epilog="Example: aigc models")(models)
+
+
+def status(
+    reference: Annotated[str | None, typer.Argument(help="a batch or a job; without it, an overview")] = None,
+    json: bool = JSON_OPTION,
+) -> None:
+    """How a batch or a job stands; without one, the batches that are not done and the workers that are alive."""
+    from producer.client import Client
+
+    client = Client()
+    if reference is None:
+        _overview(client, json=json)
+        return
+    try:
+        batch = client.gateway.batch(reference)
+    except NotFound:
+        if "-" not in reference:
+            raise
+        _job_status(client, reference, json=json)
+        return
+    if json:
+        show_json(batch.to_json())
+        return
+    from rich.console import Console
+
+    from producer.watch import status_table
+
+    Console().print(status_table(batch))
+
+
+def _overview(client: Any, *, json: bool) -> None:
+    batches, workers = client.batches(limit=20), client.workers()
+    if json:
+        show_json({"batches": [b.to_json() for b in batches], "workers": [w.to_json() for w in workers]})
+        return
+    _show_batches([batch for batch in batches if batch.status != "done"] or batches[:5])
+    if not workers:
+        show("no worker is alive: start one with `aigc up` or `aigc worker`")
+    for worker in workers:
+        trouble = "; ".join(str(worker.condition[key]) for key in ("storage", "set_aside") if worker.condition.get(key))
+        loaded = ", ".join(worker.condition.get("models", [])) or "no model loaded"
+        show(
+            f"worker {worker.worker} ({'+'.join(worker.queues)}): {worker.running} running, {loaded}"
+            + (f"; {trouble}" if trouble else "")
+        )
+
+
+def _job_status(client: Any, job_id: str, *, json: bool) -> None:
+    job = client.job(job_id)
+    if json:
+        show_json(job.to_json())
+        return
+    show(f"{job.id}  {job.status}  {job.task}  {job.model or ''}  custom_id {job.custom_id}  seed {job.seed}")
+    if job.status not in ("succeeded", "failed"):
+        show(client.why(job.id))
+    if job.error:
+        show(f"{job.error['code']}: {job.error['message']}")
+    for artifact in job.artifacts:
+        facts = ", ".join(f"{key} {value}" for key, value in artifact.facts.items())
+        show(f"  {artifact.role} {artifact.position}: {artifact.media_type}, {artifact.bytes} bytes, {facts}")
+
+
+def watch(reference: BatchReference, json: bool = JSON_OPTION) -> None:
+    """Follow a batch until it is done: progress, rate, time left."""
+    from producer.cli.submitting import _hint
+    from producer.client import Client
+    from producer.watch import watch as follow
+
+    client = Client()
+    batch = client.batch(reference)
+    record = follow(client.gateway, batch.id, quiet=json or None, hint=_hint(client, batch.id))
+    if json:
+        show_json(record.to_json())
+    raise typer.Exit(1 if record.counts["failed"] else 0)
+
+
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="how many")] = 20,
+    json: bool = JSON_OPTION,
+) -> None:
+    """The newest batches."""
+    from producer.client import Client
+
+    batches = Client().batches(limit=limit)
+    if json:
+        show_json({"batches": [batch.to_json() for batch in batches]})
+    else:
+        _show_batches(batches)
+
+
+def _show_batches(batches: list[Any]) -> None:
+    if not batches:
+        show("no batches yet: submit one with `aigc submit FILE`")
+    for batch in batches:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(batch.created_at))
+        counts = ", ".join(f"{n} {state}" for state, n in batch.counts.items() if n)
+        show(f"{batch.id}  {when}  {batch.status:<8} {batch.name or ''}  {counts}")
+
+
+def results(
+    reference: BatchReference,
+    out: Annotated[Path | None, typer.Option(help="folder for files, results.jsonl and index.html")] = None,
+    text_files: Annotated[bool, typer.Option("--text-files", help="write texts as .txt files too")] = False,
+    format: Annotated[str, typer.Option(help="jsonl or csv")] = "jsonl",
+    json: bool = JSON_OPTION,
+) -> None:
+    """Fetch what a batch has made, also while it runs. Without --out, the lines of results.jsonl are printed."""
+    from producer.client import Client
+    from producer.results import download, result_lines
+
+    if format not in ("jsonl", "csv"):
+        raise RequestError(f"--format must be jsonl or csv, got {format!r}")
+    client = Client()
+    batch = client.gateway.batch(reference)
+    if out is None:
+        for line in result_lines(client.gateway, batch.id):
+            show(json_module.dumps(line, ensure_ascii=False))
+        return
+    downloaded = download(client.gateway, batch, out, text_files=text_files, format=format)  # type: ignore[arg-type]
+    if json:
+        show_json({"out": str(out), "written": downloaded.written, "skipped": downloaded.skipped})
+    else:
+        note(f"{out}/ holds {downloaded.written + downloaded.skipped} file(s), results.{format} and index.html")
+
+
+def why(job: Annotated[str, typer.Argument(help="id of a job: <batch>-<line>")], json: bool = JSON_OPTION) -> None:
+    """In words, why a job is not done."""
+    from producer.client import Client
+
+    reason = Client().why(job)
+    if json:
+        show_json({"job_id": job, "why": reason})
+    else:
+        show(reason)
+
+
+def events(
+    reference: Reference,
+    after: Annotated[int, typer.Option(min=0, help="cursor: only what came after it")] = 0,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Every change of state of a batch or a job, from a cursor on."""
+    from producer.client import Client
+    from shared.ids import batch_of
+
+    gateway = Client().gateway
+    line = None
+    try:
+        batch_id = gateway.batch(reference).id
+    except NotFound:
+        job = gateway.job(reference)
+        batch_id, line = batch_of(job.id), job.line
+    cursor = after
+    while True:
+        page, reached = gateway.events(batch_id, after=cursor, line=line)
+        for event in page:
+            if json:
+                show_json(event.to_json())
+                continue
+            when = time.strftime("%H:%M:%S", time.localtime(event.at))
+            detail = f"  {json_module.dumps(event.data, ensure_ascii=False)}" if event.data else ""
+            show(f"{event.id:>8}  {when}  {event.kind:<16} {event.count} job(s)  {event.worker_session or ''}{detail}")
+        if reached == cursor:
+            return
+        cursor = reached
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="one task, with its params")] = None, json: bool = JSON_OPTION
+) -> None:
+    """What can be made, and what each task may be told."""
+    from shared.tasks import all_tasks, get_task
+
+    chosen = [get_task(name)] if name else list(all_tasks().values())
+    if json:
+        show_json({"tasks": [
+            {"name": t.name, "summary": t.summary, "queue": t.queue, "needs_model": t.needs_model,
+             "params": t.params.model_json_schema(), "example": dict(t.example)} for t in chosen
+        ]})  # fmt: skip
+        return
+    for task in chosen:
+        show(f"{task.name}: {task.summary}")
+        if name:
+            for field, about in task.params.model_fields.items():
+                default = (
+                    "required" if about.is_required() else f"default {about.get_default(call_default_factory=True)!r}"
+                )
+                show(f"  {field}: {about.description or ''} ({default})")
+        show(f"  example: {json_module.dumps(dict(task.example), ensure_ascii=False)}")
+
+
+def models(json: bool = JSON_OPTION) -> None:
+    """Models that ship with aigc, and those in the workers' memory."""
+    from producer.client import Client
+    from shared.starters import starter_models
+
+    starters = starter_models()
+    loaded = sorted({model for worker in Client().workers() for model in worker.condition.get("models", [])})
+    if json:
+        show_json({"starters": starters, "loaded": loaded})
+        return
+    for model in starters:
+        show(f"starter/{model}")
+    for model in loaded:
+        show(f"{model}  (in memory)")
+    show("any hub id (gpt2, org/name@revision) or local folder works too")

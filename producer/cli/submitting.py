@@ -1,0 +1,220 @@
+"""`aigc submit` and `aigc run`: the way in."""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from producer.cli import JSON_OPTION, note, show, show_json
+from shared.errors import InvalidJobs, NotFound, RequestError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(epilog="Example: aigc submit jobs.jsonl --name spring --wait --out out/")(submit)
+    app.command(epilog="Example: aigc run text-to-image --model starter/shapes prompt='a red circle on blue' seed=7")(
+        run
+    )
+
+
+Task = Annotated[str | None, typer.Option("--task", help="task of the lines that name none")]
+Model = Annotated[str | None, typer.Option("--model", help="model of the lines that name none")]
+
+
+def submit(
+    file: Annotated[
+        str, typer.Argument(help="job file: JSON Lines, .csv, .txt (one text a line), or - for standard input")
+    ],
+    task: Task = None,
+    model: Model = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a param for lines that leave it out: k=v")] = None,
+    name: Annotated[str | None, typer.Option(help="a name to find the batch by")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="wait until it is done; exit status 1 if a job failed")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="with --wait: write files, results.jsonl and index.html here")
+    ] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="the same request under it gives the first batch")] = None,
+    queue: Annotated[str | None, typer.Option(help="queue of the lines that name none")] = None,
+    priority: Annotated[int | None, typer.Option(help="higher goes first")] = None,
+    expires: Annotated[float | None, typer.Option(help="fail what has not started in so many seconds")] = None,
+    format: Annotated[str | None, typer.Option(help="jsonl, csv or text; default: by the name of the file")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check, count and estimate; store nothing")] = False,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="take the good lines, list the others")] = False,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Submit a file of jobs as one batch; prints the batch's id."""
+    from producer.client import Client, open_source
+    from producer.sources import from_stream, guess_format
+    from producer.spool import fill_spool
+    from shared.ids import new_batch_id
+    from shared.settings import load_settings
+
+    if format not in (None, "jsonl", "csv", "text"):
+        raise RequestError(f"--format must be jsonl, csv or text, got {format!r}")
+    if out is not None and not wait:
+        raise RequestError("--out goes with --wait; or fetch the files later with `aigc results`")
+    if dry_run and wait:
+        raise RequestError("--dry-run stores nothing, so there is nothing to wait for: leave --wait out")
+    settings = load_settings()
+    params = _assignments(set_ or [], task)
+    defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
+    report = settings.data_dir / "problems" / f"{new_batch_id()}.txt"
+    with open_source(sys.stdin.buffer if file == "-" else file) as stream:
+        items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
+        try:
+            spool = fill_spool(items, settings.spool_dir, skip_invalid=skip_invalid, report=report)
+        except InvalidJobs as error:
+            if error.count > 20:
+                note(f"all problems are listed in {report}")
+            raise
+    with spool:
+        if spool.problem_count:
+            _say_skipped(spool.problems, spool.problem_count, report)
+        if dry_run:
+            _show_plan(spool, json=json)
+            return
+        client = Client(settings)
+        batch = client.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires)
+    for warning in batch.warnings:
+        note(f"aigc: warning: {warning}")
+    if json:
+        show_json({"batch_id": batch.id, "total": spool.total, "skipped": spool.problem_count})
+    else:
+        show(batch.id)
+    if wait:
+        raise typer.Exit(_wait_and_fetch(client, batch.id, out, json=json))
+
+
+def _say_skipped(problems: list[Any], count: int, report: Path) -> None:
+    note(f"left out, {count} problem(s):")
+    for problem in problems[:20]:
+        note(f"  {problem}")
+    if count > 20:
+        note(f"  … and {count - 20} more; all are listed in {report}")
+
+
+def _show_plan(spool: Any, *, json: bool) -> None:
+    counted: dict[tuple[str, str, str], int] = {}
+    for (lane_number, _), n in spool.ready.items():
+        lane = spool.lanes[lane_number]
+        counted[lane.queue, lane.task, lane.model] = counted.get((lane.queue, lane.task, lane.model), 0) + n
+    if json:
+        lanes = [{"queue": q, "task": t, "model": m or None, "jobs": n} for (q, t, m), n in counted.items()]
+        show_json({"total": spool.total, "problems": spool.problem_count, "estimated_cost": spool.cost, "lanes": lanes})
+        return
+    show(f"{spool.total} valid job(s), nothing was stored")
+    for (queue, task, model), n in sorted(counted.items()):
+        show(f"  {n:>8}  {task}  {model or '(no model)'}  in queue {queue}")
+    show(f"rough estimate: {spool.cost:,.0f} s of one small device; a GPU is many times faster")
+
+
+def _wait_and_fetch(client: Any, batch_id: str, out: Path | None, *, json: bool) -> int:
+    from producer.watch import watch
+
+    record = watch(client.gateway, batch_id, quiet=json or None, hint=_hint(client, batch_id))
+    if out is not None:
+        client.batch(batch_id).download(out)
+        note(f"{out}/ holds the files, results.jsonl and index.html")
+    for error in record.errors:
+        note(f"{error.count} job(s) failed with {error.code}: {error.example}")
+    return 1 if record.counts["failed"] or record.counts["cancelled"] else 0
+
+
+def _hint(client: Any, batch_id: str) -> Any:
+    """Why nothing moves, asked of the first job that is not done."""
+
+    def ask() -> str | None:
+        first = client.gateway.jobs(batch_id, limit=1, states=("queued", "waiting"))
+        try:
+            return str(client.why(first[0].id)) if first else None
+        except NotFound:
+            return None
+
+    return ask
+
+
+def run(
+    task: Annotated[str, typer.Argument(help="what to make: see `aigc tasks`")],
+    assignments: Annotated[
+        list[str] | None, typer.Argument(metavar="k=v …", help="params, and seed=… if you like")
+    ] = None,
+    model: Model = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="how many, each with its own seed")] = 1,
+    vary: Annotated[list[str] | None, typer.Option(help="one job for each value: guidance_scale=3,5,7")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the files")] = Path("out"),
+    queue: Annotated[str | None, typer.Option(help="queue to run in")] = None,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Make one thing (or a few), wait, and show where it is."""
+    from producer.client import Client
+
+    jobs = _planned(task, assignments or [], vary or [], n)
+    client = Client()
+    batch = client.submit(jobs, model=model, queue=queue)
+    for warning in batch.warnings:
+        note(f"aigc: warning: {warning}")
+    status = _wait_and_fetch(client, batch.id, out / batch.id, json=json)
+    for result in batch.results():
+        if json:
+            show_json(result)
+        elif result.get("text") is not None:
+            show("\n\n".join(result.get("texts") or [result["text"]]))
+        elif result.get("data") is not None:
+            show_json(result["data"])
+    if not json:
+        for path in sorted((out / batch.id).iterdir()):
+            if path.suffix not in (".jsonl", ".html"):
+                show(str(path))
+    raise typer.Exit(status)
+
+
+def _planned(task: str, assignments: list[str], vary: list[str], n: int) -> list[dict[str, Any]]:
+    """The jobs of one `run`: `n` seeds of every combination of the varied values."""
+    params = _assignments(assignments, task)
+    seed = params.pop("seed", None)
+    if seed is not None and not isinstance(seed, int):
+        raise RequestError(f"seed: must be a whole number, got {seed!r}")
+    varied = [_varied(item, task) for item in vary]
+    planned = []
+    for values in product(*(choices for _, choices in varied)):
+        chosen = {name: value for (name, _), value in zip(varied, values, strict=True)}
+        for copy in range(n):
+            job: dict[str, Any] = {"task": task, "params": {**params, **chosen}}
+            planned.append(job if seed is None else {**job, "seed": seed + copy})
+    return planned
+
+
+def _assignments(items: list[str], task: str | None) -> dict[str, Any]:
+    """`k=v` pairs; values are what the task's param takes."""
+    from producer.requests import from_text
+
+    made: dict[str, Any] = {}
+    for item in items:
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            raise RequestError(f"{item!r} must be written k=v, for example max_new_tokens=40")
+        if name == "seed":
+            made[name] = int(value) if value.isdigit() else value
+            continue
+        made[name] = from_text(task, name, value) if task else _as_json(value)
+    return made
+
+
+def _as_json(value: str) -> Any:
+    from pydantic_core import from_json
+
+    try:
+        return from_json(value, allow_inf_nan=False)
+    except ValueError:
+        return value
+
+
+def _varied(item: str, task: str) -> tuple[str, list[Any]]:
+    name, _, values = item.partition("=")
+    if not name or not values:
+        raise RequestError(f"--vary {item!r} must be written k=v1,v2,…, for example guidance_scale=3,5,7")
+    return name, [_assignments([f"{name}={value}"], task)[name] for value in values.split(",")]

@@ -1,0 +1,227 @@
+"""What a job may say, and what is wrong with one that may not: in words that say what to change."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import ErrorDetails, from_json, to_json
+
+from shared.errors import Problem, RequestError
+from shared.jobs import Lane
+from shared.tasks import Task, did_you_mean, get_task
+
+#: longest metadata and params of a job, in bytes of JSON
+MAX_METADATA = 64 * 1024
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+_NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class JobRequest(BaseModel):
+    """The keys of a line of a job file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Annotated[str, Field(min_length=1, max_length=64)]
+    params: dict[str, Any]
+    model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    custom_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63 - 4096)] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    queue: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    metadata: dict[str, JsonValue] | None = None
+
+
+JOB_KEYS = tuple(JobRequest.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ValidJob:
+    """A job that may be stored."""
+
+    line: int
+    custom_id: str | None
+    lane: Lane
+    priority: int
+    #: canonical JSON, with every default filled in
+    params_json: str
+    #: None = to be drawn
+    seed: int | None
+    metadata_json: str | None
+    #: estimated seconds of work
+    cost: float
+    timeout_s: float | None
+    max_attempts: int | None
+
+
+class Invalid(Exception):
+    """A job that may not; carries its problems."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(map(str, problems)))
+
+
+def draw_seed() -> int:
+    """A seed for a job that has none: 32 bits, so that every tool of the field can take it."""
+    return secrets.randbits(32)
+
+
+def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
+    """Check one job. Raises `Invalid` with everything that is wrong with it."""
+    try:
+        request = JobRequest.model_validate(dict(raw))
+    except ValidationError as error:
+        raise Invalid([_explained(line, "", item, JOB_KEYS) for item in error.errors()]) from None
+    try:
+        task = get_task(request.task)
+    except RequestError as error:
+        raise Invalid([Problem(line, "task", str(error))]) from None
+    problems = _own_problems(line, request, task)
+    params: BaseModel | None = None
+    try:
+        params = task.params.model_validate(request.params)
+    except ValidationError as error:
+        known = list(task.params.model_fields)
+        problems += [_explained(line, "params", item, known) for item in error.errors()]
+    if params is None or problems:
+        raise Invalid(problems)
+    metadata = to_json(request.metadata).decode() if request.metadata is not None else None
+    if metadata and len(metadata) > MAX_METADATA:
+        raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {len(metadata)}")])
+    return ValidJob(
+        line=line,
+        custom_id=request.custom_id,
+        lane=Lane(request.queue or task.queue, task.name, _absolute(request.model or "")),
+        priority=request.priority,
+        params_json=params.model_dump_json(exclude_none=True),
+        seed=request.seed,
+        metadata_json=metadata,
+        cost=float(task.cost(params)),
+        timeout_s=request.timeout_s,
+        max_attempts=request.max_attempts,
+    )
+
+
+def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
+    problems = []
+    if task.needs_model and request.model is None:
+        example = task.example.get("model", "a model")
+        problems.append(Problem(line, "model", f"is required for {task.name}, for example {example!r}"))
+    if not task.needs_model and request.model is not None:
+        problems.append(Problem(line, "model", f"{task.name} takes no model: leave it out"))
+    if request.model is not None and (wrong := _wrong_model(request.model)):
+        problems.append(Problem(line, "model", wrong))
+    if request.custom_id is not None and _NOT_PRINTABLE.search(request.custom_id):
+        problems.append(Problem(line, "custom_id", "must not contain control characters"))
+    return problems
+
+
+@cache
+def _wrong_model(model: str) -> str | None:
+    """What is wrong with the form of a model reference, or None. Whether it exists is seen by the worker."""
+    if model.startswith(("/", "./", "../", "~")):
+        return "must not contain control characters" if _NOT_PRINTABLE.search(model) else None
+    if re.match(r"[A-Za-z0-9+]+:", model):
+        kind = model.partition(":")[0]
+        return f"references like {kind}:… are not supported yet; use a hub id, starter/… or a folder"
+    if not _HUB_ID.fullmatch(model):
+        return f"must be a hub id (name or org/name, with optional @revision), starter/…, or a folder, got {model!r}"
+    return None
+
+
+def _absolute(model: str) -> str:
+    """A worker has another working folder: relative folders are settled here."""
+    return str(Path(model).expanduser().absolute()) if model.startswith(("./", "../", "~")) else model
+
+
+def _explained(line: int | None, prefix: str, item: ErrorDetails, known: Iterable[str]) -> Problem:
+    parts = [prefix, *(str(part) for part in item["loc"] if not str(part).startswith(("function-", "lax-", "json-")))]
+    name = ".".join(part for part in parts if part)
+    return Problem(line, name, _in_words(item, list(known)))
+
+
+_NUMBERS = {"int_type", "int_parsing", "int_from_float", "int_parsing_size"}
+_FLOATS = {"float_type", "float_parsing", "finite_number"}
+
+
+def _in_words(item: ErrorDetails, known: list[str]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    got = f", got {_short(item['input'])}"
+    bounds = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le"),
+              "greater_than": ("more than", "gt"), "less_than": ("less than", "lt")}  # fmt: skip
+    if kind in bounds:
+        word, key = bounds[kind]
+        return f"must be {word} {context[key]}{got}"
+    if kind == "missing":
+        return "is required"
+    if kind == "extra_forbidden":
+        return f"unknown name{did_you_mean(str(item['loc'][-1]), known)}"
+    if kind in _NUMBERS:
+        return f"must be a whole number{got}"
+    if kind in _FLOATS:
+        return f"must be a finite number{got}"
+    if kind in ("string_too_short", "too_short"):
+        return (
+            "must not be empty" if context["min_length"] == 1 else f"must have at least {context['min_length']} items"
+        )
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters, got {len(item['input'])}"
+    simple = {"string_type": "must be a text", "dict_type": "must be an object", "list_type": "must be a list",
+              "bool_parsing": "must be true or false", "bool_type": "must be true or false",
+              "string_unicode": "is not valid Unicode"}  # fmt: skip
+    if kind in simple:
+        return simple[kind] + ("" if kind == "string_unicode" else got)
+    if kind == "literal_error":
+        return f"must be one of {context['expected']}{got}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}{got}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
+
+
+# --- values that come as text: CSV cells, --set k=v -------------------------------------------------------------------
+
+
+def from_text(task_name: str, name: str, value: str) -> Any:
+    """The value of a param that was written as text: as it is where the param is a text, else as JSON if it is JSON."""
+    if _is_text(task_name, name):
+        return value
+    try:
+        return from_json(value, allow_inf_nan=False)
+    except ValueError:
+        return value
+
+
+@cache
+def _is_text(task_name: str, name: str) -> bool:
+    try:
+        field = get_task(task_name).params.model_fields.get(name)
+    except RequestError:
+        return True
+    if field is None:
+        return True
+    kinds = [field.annotation]
+    if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
+        kinds = [kind for kind in typing.get_args(field.annotation) if kind is not types.NoneType]
+    return all(kind is str or typing.get_origin(kind) is typing.Literal for kind in kinds)
+
+
+def main_param(task_name: str) -> str:
+    """The param that a bare text stands for: the first one of the task, such as `prompt`."""
+    return next(iter(get_task(task_name).params.model_fields))

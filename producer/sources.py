@@ -1,0 +1,196 @@
+"""Where jobs come from: a stream of JSON Lines, CSV or plain texts, or Python objects; one at a time.
+
+Each source yields (line number, job as a dict) or (line number, `Problem`), so that one bad line is one problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from producer.requests import JOB_KEYS, from_text, main_param
+from shared.errors import Problem, RequestError
+
+#: longest line of a job file, in bytes
+MAX_LINE = 8 * 1024 * 1024
+
+Format = Literal["jsonl", "csv", "text"]
+Item = tuple[int, "dict[str, Any] | Problem"]
+
+_BOM = b"\xef\xbb\xbf"
+_OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the jobs of a submission have in common; a job's own word goes first."""
+
+    #: job keys: task, model, queue, priority, …
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def filled(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """The job with what it left out."""
+        merged = {**self.keys, **job}
+        params = merged.get("params", {})
+        if self.params and isinstance(params, Mapping):
+            merged["params"] = {**self.params, **params}
+        else:
+            merged["params"] = params
+        return merged
+
+
+def guess_format(path: str) -> Format:
+    """By the file's name: `.csv`, `.txt` (one text a line), anything else is JSON Lines."""
+    suffix = Path(path).suffix.lower()
+    return "csv" if suffix == ".csv" else "text" if suffix == ".txt" else "jsonl"
+
+
+def from_stream(stream: BinaryIO, format_: Format, defaults: Defaults) -> Iterator[Item]:
+    """Jobs of a file or pipe."""
+    if format_ == "csv":
+        yield from _from_csv(stream, defaults)
+        return
+    for line, raw in _lines(stream):
+        if isinstance(raw, Problem):
+            yield line, raw
+        elif format_ == "text":
+            yield line, _from_text_line(raw, defaults)
+        else:
+            yield line, _from_json_line(line, raw, defaults)
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | Problem]]:
+    """Lines that are not blank, decoded; line ends and a byte order mark are taken off."""
+    line = 0
+    while raw := stream.readline(MAX_LINE + 1):
+        line += 1
+        if line == 1:
+            if raw.startswith(_OTHER_BOMS):
+                yield line, Problem(line, "", "the file is UTF-16: save it as UTF-8")
+                return
+            raw = raw.removeprefix(_BOM)
+        if len(raw) > MAX_LINE:
+            while not raw.endswith(b"\n") and (raw := stream.readline(MAX_LINE)):
+                pass
+            yield line, Problem(line, "", f"is longer than {MAX_LINE // 1024 // 1024} MB")
+            continue
+        if not raw.strip():
+            continue
+        try:
+            yield line, raw.rstrip(b"\r\n").decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield line, Problem(line, "", f"is not UTF-8 (byte {error.start + 1}): save the file as UTF-8")
+
+
+def _from_json_line(line: int, raw: str, defaults: Defaults) -> dict[str, Any] | Problem:
+    try:
+        job = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except json.JSONDecodeError as error:
+        return Problem(line, "", f"is not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return Problem(line, "", f"is not JSON: {error}")
+    if isinstance(job, str) and "task" in defaults.keys:
+        return _from_text_line(job, defaults)
+    if not isinstance(job, dict):
+        return Problem(line, "", f'must be a JSON object such as {{"task": …, "params": …}}, got {raw[:40]}')
+    return defaults.filled(job)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return made
+
+
+def _from_text_line(text: str, defaults: Defaults) -> dict[str, Any]:
+    task = defaults.keys.get("task")
+    if task is None:
+        raise RequestError("plain texts need to know what for: give a task (--task text-generation --model …)")
+    return defaults.filled({"params": {main_param(str(task)): text}})
+
+
+def _from_csv(stream: BinaryIO, defaults: Defaults) -> Iterator[Item]:
+    """Columns named like job keys are those, every other column is a param; an empty cell says nothing."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(text, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        header = [name.strip() for name in header]
+        if len(set(header)) != len(header) or "" in header:
+            raise RequestError("the first line of a CSV file names its columns: each once, none empty")
+        for row in reader:
+            if not any(row):
+                continue
+            line = reader.line_num
+            if len(row) != len(header):
+                yield line, Problem(line, "", f"has {len(row)} cells, and the first line names {len(header)} columns")
+                continue
+            yield line, _from_row(line, {name: cell for name, cell in zip(header, row, strict=True) if cell}, defaults)
+    except csv.Error as error:
+        yield reader.line_num, Problem(reader.line_num, "", f"is not CSV: {error}")
+    except UnicodeDecodeError:
+        yield reader.line_num + 1, Problem(reader.line_num + 1, "", "is not UTF-8: save the file as UTF-8")
+    finally:
+        text.detach()
+
+
+def _from_row(line: int, cells: Mapping[str, Any], defaults: Defaults) -> dict[str, Any] | Problem:
+    job: dict[str, Any] = {name: value for name, value in cells.items() if name in JOB_KEYS}
+    task = str(job.get("task", defaults.keys.get("task", "")))
+    params: dict[str, Any] = {}
+    for name in ("params", "metadata"):
+        if isinstance(job.get(name), str):
+            try:
+                job[name] = json.loads(job[name])
+            except ValueError:
+                return Problem(line, name, "must be a JSON object")
+    params.update(job.pop("params", {}))
+    for name, value in cells.items():
+        if name not in JOB_KEYS:
+            params[name] = from_text(task, name, value) if isinstance(value, str) else value
+    return defaults.filled({**job, "params": params})
+
+
+def from_objects(things: Iterable[Any], defaults: Defaults) -> Iterator[Item]:
+    """Texts, dicts, `Job`s, or the rows of a DataFrame."""
+    if hasattr(things, "itertuples") and hasattr(things, "columns"):
+        names = [str(name) for name in things.columns]
+        rows: Iterable[Any] = (
+            {n: _plain(v) for n, v in zip(names, row, strict=True)} for row in things.itertuples(index=False)
+        )
+        for line, row in enumerate(rows, 1):
+            yield line, _from_row(line, {name: value for name, value in row.items() if value is not None}, defaults)
+        return
+    for line, thing in enumerate(things, 1):
+        if isinstance(thing, str):
+            yield line, _from_text_line(thing, defaults)
+        elif isinstance(thing, Mapping):
+            yield line, defaults.filled({str(key): value for key, value in thing.items()})
+        elif is_dataclass(thing) and not isinstance(thing, type):
+            yield line, defaults.filled({key: value for key, value in asdict(thing).items() if value is not None})
+        else:
+            yield line, Problem(line, "", f"must be a text, a dict or a Job, got {type(thing).__name__}")
+
+
+def _plain(value: Any) -> Any:
+    """A DataFrame's cell as Python has it; missing values are None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>" else value

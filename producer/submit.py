@@ -1,0 +1,88 @@
+"""Room one of a job's life, the only way in: spool → chunks into a batch that is `loading` → open → ring."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import islice
+
+from producer.spool import Spool
+from shared import jobs
+from shared.database import Database
+from shared.errors import RequestError, Unavailable
+from shared.jobs import NewBatch
+from shared.queue import Queue
+from shared.settings import Settings
+
+log = logging.getLogger("aigc.submit")
+
+#: jobs per transaction: short enough that nobody waits for a million lines
+CHUNK = 5000
+MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An accepted batch: from here on none of its jobs is lost."""
+
+    batch_id: str
+    total: int
+    #: the same request had been accepted before, under the same idempotency key
+    replayed: bool
+    #: what did not go well but harms nothing, such as a Redis that does not answer
+    warnings: tuple[str, ...] = ()
+
+
+def submit(
+    settings: Settings,
+    db: Database,
+    spool: Spool,
+    *,
+    batch_id: str,
+    name: str | None = None,
+    idempotency_key: str | None = None,
+    expires_s: float | None = None,
+) -> Submitted:
+    """Store a spool as one batch. Once this returns, the batch is accepted, whatever Redis does.
+
+    Raises `Unavailable` if SQL does not answer, `RequestError` if the name or the idempotency key cannot be; then
+    nothing was accepted.
+    """
+    for what, value in (("name", name), ("idempotency key", idempotency_key)):
+        if value is not None and not 0 < len(value.strip()) <= MAX_NAME:
+            raise RequestError(f"the {what} must have 1 to {MAX_NAME} characters")
+    batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
+    first = jobs.begin_batch(db, batch)
+    if first != batch.id:
+        return Submitted(first, spool.total, replayed=True)
+    try:
+        _store(settings, db, spool, batch, expires_s)
+    except BaseException:
+        _clear_away(db, batch.id)
+        raise
+    return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool))
+
+
+def _store(settings: Settings, db: Database, spool: Spool, batch: NewBatch, expires_s: float | None) -> None:
+    numbers = jobs.lane_ids(db, spool.lanes)
+    lane_ids = [numbers[lane] for lane in spool.lanes]
+    defaults = {"max_attempts": settings.max_attempts, "expires_at": db.clock() + expires_s if expires_s else None}
+    rows = spool.rows(batch.id, batch.tenant, lane_ids, defaults)
+    while chunk := list(islice(rows, CHUNK)):
+        jobs.add_jobs(db, batch.id, chunk)
+    jobs.open_batch(db, batch, {(lane_ids[lane], priority): n for (lane, priority), n in spool.ready.items()})
+
+
+def _clear_away(db: Database, batch_id: str) -> None:
+    try:
+        jobs.abandon_batch(db, batch_id)
+    except Unavailable as error:
+        log.warning("an unfinished submission was left behind, the keeper clears it away: %s", error)
+
+
+def _ring(settings: Settings, db: Database, spool: Spool) -> tuple[str, ...]:
+    try:
+        Queue(settings).ring(db, sorted({lane.queue for lane in spool.lanes}))
+    except Unavailable as error:
+        return (f"the jobs are stored; they start when Redis answers: {error}",)
+    return ()

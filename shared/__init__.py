@@ -1,0 +1,1 @@
+"""What the producer and the workers both know: settings, tables, transitions, tasks, storage, queue."""

@@ -1,0 +1,278 @@
+"""The SQL database behind one small door: `read`, `write`, and what its failures mean.
+
+SQLite and PostgreSQL behave alike here: a write is one short transaction with bounded waits, tried again when the
+database says that trying again is right, and never after its COMMIT was sent (`CommitUnknown`).
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import Double
+
+import migrations
+from shared.errors import RequestError, Unavailable
+from shared.settings import Settings, without_password
+
+T = TypeVar("T")
+
+#: a transaction is tried again this often after a deadlock, a busy lock or a lost connection
+TRIES = 6
+
+
+class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
+    """Seconds since 1970 by the database's own clock (on SQLite: the host's, it has no other)."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(_element: now, _compiler: Any, **_: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(_element: now, _compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+class CommitUnknown(Unavailable):
+    """The connection broke while COMMIT was under way: the work may or may not stand. Read back, then decide."""
+
+
+class Database:
+    """Connections to the one SQL database."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make no connection yet. Raises `RequestError` if the URL cannot be understood."""
+        url = settings.sql_url
+        #: where it is, fit to be shown
+        self.address = without_password(url)
+        try:
+            parsed = make_url(url)
+            self.is_sqlite = parsed.get_backend_name() == "sqlite"
+            self._path = Path(parsed.database) if self.is_sqlite and parsed.database else None
+            if self.is_sqlite:
+                self.engine = _sqlite(url)
+            else:
+                self.engine = _postgresql(url, settings)
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise RequestError(
+                f"AIGC_DATABASE_URL cannot be used: {error}; "
+                "write sqlite:////path/file.db or postgresql+psycopg://user:password@host:5432/name"
+            ) from None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection outside any transaction, for reads. Raises `Unavailable`."""
+        try:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self.explained(error) from error
+
+    def write(self, work: Callable[[Connection], T], *, replayable: bool = False) -> T:
+        """Run `work` in one transaction and commit it; `work` may be run several times.
+
+        `replayable` says that `work` recognises what an earlier run of it left behind: then it is run again after a
+        COMMIT whose answer was lost, too. Raises `Unavailable` when the database keeps refusing, and `CommitUnknown`
+        when it vanished during the COMMIT of work that is not replayable.
+        """
+        for attempt in range(1, TRIES + 1):
+            try:
+                with self.engine.connect() as connection:
+                    result = self._run(connection, work)
+                    self._commit(connection)
+                    return result
+            except CommitUnknown:
+                if attempt == TRIES or not replayable:
+                    raise
+            except DBAPIError as error:
+                if attempt == TRIES or not _worth_another_try(error):
+                    raise self.explained(error) from error
+            time.sleep(random.uniform(0.5, 1.0) * 0.02 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _run(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        if self.is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql(
+                "SELECT set_config('statement_timeout', '30000', true), set_config('lock_timeout', '10000', true), "
+                "set_config('idle_in_transaction_session_timeout', '60000', true)"
+            )
+        return work(connection)
+
+    def _commit(self, connection: Connection) -> None:
+        try:
+            connection.commit()
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise CommitUnknown(
+                    "database",
+                    self.address,
+                    "the connection was lost during COMMIT",
+                    "look whether the work stands",
+                ) from error
+            raise
+
+    def clock(self) -> float:
+        """Seconds since 1970 by the database's clock."""
+        with self.read() as connection:
+            return float(connection.execute(select(now())).scalar_one())
+
+    def prepare(self) -> None:
+        """Make sure the schema is the one this code knows: a fresh SQLite file gets it, anything else must have it.
+
+        Raises `Unavailable`, or `RequestError` that says which side has to be updated.
+        """
+        revision = self.revision()
+        if revision == migrations.HEAD:
+            return
+        if self.is_sqlite and (revision is None or revision < migrations.HEAD):
+            self.migrate()
+            return
+        if revision is not None and revision > migrations.HEAD:
+            raise RequestError(
+                f"the database at {self.address} has schema {revision}, newer than this version of aigc "
+                f"({migrations.HEAD}): update aigc"
+            )
+        raise RequestError(
+            f"the database at {self.address} has schema {revision or 'none'}, and this version of aigc needs "
+            f"{migrations.HEAD}: run `aigc migrate`"
+        )
+
+    def revision(self) -> str | None:
+        """The schema's revision; None if there is no schema. Raises `Unavailable`."""
+        if self._path is not None:
+            if not self._path.exists():
+                return None
+            self._require_writable_folder()
+        with self.read() as connection:
+            if not connection.dialect.has_table(connection, "alembic_version"):
+                return None
+            row = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+            return str(row[0]) if row else None
+
+    def migrate(self) -> None:
+        """Bring the schema to this code's revision; harmless when it is there, and safe to run twice at once."""
+        from migrations.run import upgrade
+
+        self._require_writable_folder()
+        try:
+            upgrade(self.engine)
+        except DBAPIError as error:
+            raise self.explained(error) from error
+
+    def _require_writable_folder(self) -> None:
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(
+                "database",
+                self.address,
+                f"its folder cannot be made: {error.strerror}",
+                "set AIGC_DATA_DIR elsewhere",
+            ) from None
+
+    def explained(self, error: DBAPIError) -> Unavailable:
+        """What a driver's error means to a person. Errors that are defects of ours come back unchanged, by raising."""
+        reason = " ".join(str(error.orig).split())
+        lowered = reason.lower()
+        for sign, advice in _ADVICE:
+            if sign in lowered:
+                return Unavailable("database", self.address, reason, advice)
+        if error.connection_invalidated:
+            return Unavailable("database", self.address, reason, "see that it runs and can be reached")
+        no_answer = not isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlstate", "") is None
+        if no_answer or _sqlstate(error)[:2] in {"08", "53", "57", "58"}:
+            return Unavailable("database", self.address, reason, "see that it runs and can be reached")
+        raise error
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+
+_ADVICE = (
+    ("password authentication failed", "check user and password in AIGC_DATABASE_URL"),
+    ("no password supplied", "put the password into AIGC_DATABASE_URL"),
+    ("no pg_hba.conf entry", "let this host in (pg_hba.conf)"),
+    ("does not exist", "create it, or correct the name in AIGC_DATABASE_URL"),
+    ("connection refused", "start PostgreSQL, or correct host and port in AIGC_DATABASE_URL"),
+    ("could not translate host name", "correct the host in AIGC_DATABASE_URL"),
+    ("failed to resolve host", "correct the host in AIGC_DATABASE_URL"),
+    ("timeout expired", "see that the host can be reached from here"),
+    ("readonly database", "make the file and its folder writable"),
+    ("unable to open database file", "make the folder writable, or set AIGC_DATA_DIR elsewhere"),
+    ("database or disk is full", "free some space where AIGC_DATA_DIR lies"),
+    ("disk i/o error", "see whether the disk is full or failing"),
+    ("file is not a database", "AIGC_DATABASE_URL names a file that is something else"),
+    ("database disk image is malformed", "restore the file from a backup"),
+    ("database is locked", "another process holds a write for very long: see what it does"),
+)
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _worth_another_try(error: DBAPIError) -> bool:
+    """Deadlock, serialisation, lock timeout, a lost connection before COMMIT, SQLite's BUSY."""
+    if error.connection_invalidated:
+        return True
+    if _sqlstate(error) in {"40001", "40P01", "55P03"}:
+        return True
+    return isinstance(error.orig, sqlite3.OperationalError) and "locked" in str(error.orig)
+
+
+def _sqlite(url: str) -> Engine:
+    # A connection per use: opening one costs 0.1 ms, and threads and forks never share one.
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30.0, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.close()
+
+    return engine
+
+
+def _postgresql(url: str, settings: Settings) -> Engine:
+    # No prepared statements: PgBouncer in transaction mode hands every transaction another server.
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=5,
+        pool_timeout=30,
+        connect_args={
+            "connect_timeout": max(2, round(settings.connect_timeout_s)),
+            "prepare_threshold": None,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "application_name": "aigc",
+        },
+    )

@@ -1,0 +1,216 @@
+"""T5, T6, T9: how an attempt ends in the hands of its worker: succeeded, failed, or given back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    and_,
+    case,
+    insert,
+    literal,
+    null,
+    select,
+    tuple_,
+    update,
+)
+
+from shared.counters import moved, upsert
+from shared.database import Database, now
+
+#: rows per transaction where a transition covers very many
+from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, held_by, take_back
+from shared.tables import (
+    artifacts,
+    jobs,
+    objects,
+)
+
+#: a job given back more often than this without a charge fails: something is wrong with its surroundings
+MAX_GIVE_BACKS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArtifact:
+    """A file of a job, where it lies: `bytes` from `start` of its object."""
+
+    object_key: str
+    object_bytes: int
+    role: str
+    position: int
+    start: int
+    bytes: int
+    media_type: str
+    sha256: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A job's result, stored and ready to be made visible."""
+
+    id: str
+    epoch: int
+    artifacts: Sequence[StoredArtifact]
+    device_s: float
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that ended in an error."""
+
+    id: str
+    epoch: int
+    code: str
+    message: str
+    retryable: bool
+    device_s: float = 0.0
+
+
+def intend(db: Database, session: str, tenant_id: str, keys: Sequence[str]) -> None:
+    """Note which objects are about to be uploaded, so that what nobody comes to refer to can be collected."""
+
+    def work(connection: Connection) -> None:
+        statement = upsert(connection)(objects).values(
+            tenant_id=tenant_id, worker_session=session, state="intended", created_at=now()
+        )
+        connection.execute(statement.on_conflict_do_nothing(), [{"key": key} for key in keys])
+
+    db.write(work, replayable=True)
+
+
+def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
+    """Make results visible, all at once; returns the ids that stand as ours.
+
+    A job that was taken from us meanwhile is left out, and so are its artifacts.
+    """
+    by_id = {result.id: result for result in results}
+    keys = [(result.id, result.epoch) for result in results]
+
+    def work(connection: Connection) -> set[str]:
+        rows = connection.execute(
+            update(jobs)
+            .where(held_by(session, keys))
+            .values(state="succeeded", finished_at=now(), progress=1.0, error_code=None, error_message=None)
+            .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at)
+        ).all()
+        standing = {row.id for row in rows}
+        if len(standing) < len(keys):
+            # What an earlier try of this transaction committed, when the answer to its COMMIT was lost.
+            standing |= set(
+                connection.scalars(
+                    select(jobs.c.id).where(
+                        tuple_(jobs.c.id, jobs.c.epoch).in_(keys),
+                        jobs.c.worker_session == session,
+                        jobs.c.state == "succeeded",
+                    )
+                )
+            )
+        if not rows:
+            return standing
+        _store_artifacts(connection, [(row.id, row.tenant_id, by_id[row.id].artifacts) for row in rows])
+        end_attempts(
+            connection,
+            session,
+            rows,
+            "succeeded",
+            {row.id: {"device_s": by_id[row.id].device_s, "record": dict(by_id[row.id].record)} for row in rows},
+        )
+        moved(connection, rows, "running", "succeeded", "succeeded", session=session)
+        return standing
+
+    return db.write(work, replayable=True)
+
+
+def _store_artifacts(connection: Connection, results: Sequence[tuple[str, str, Sequence[StoredArtifact]]]) -> None:
+    used = {item.object_key: item.object_bytes for _, _, items in results for item in items}
+    for key in sorted(used):
+        connection.execute(update(objects).where(objects.c.key == key).values(state="stored", bytes=used[key]))
+    rows = [
+        {
+            "tenant_id": tenant_id, "job_id": id_, "role": item.role, "position": item.position,
+            "object_key": item.object_key, "start": item.start, "bytes": item.bytes, "media_type": item.media_type,
+            "sha256": item.sha256, "facts": dict(item.facts),
+        }
+        for id_, tenant_id, items in results
+        for item in items
+    ]  # fmt: skip
+    if rows:
+        connection.execute(insert(artifacts), rows)
+
+
+def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:
+    """End attempts in error: charged; tried again later if that may help and attempts are left, else failed.
+
+    Returns the ids that were still ours.
+    """
+    groups: dict[tuple[str, str, bool], list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.code, failure.message, failure.retryable), []).append(failure)
+
+    def work(connection: Connection) -> set[str]:
+        ours: set[str] = set()
+        for (code, message, retryable), members in groups.items():
+            c = jobs.c
+            again = and_(literal(retryable), c.attempts + 1 < c.max_attempts)
+            rows = take_back(
+                connection, held_by(session, [(member.id, member.epoch) for member in members]),
+                state=case((c.cancel_requested, "cancelled"), (again, "queued"), else_="failed"),
+                attempts=c.attempts + 1, available_at=case((again, now() + backoff()), else_=null()),
+                error_code=code, error_message=message,
+            )  # fmt: skip
+            ours |= {row.id for row in rows}
+            spent = {member.id: {"device_s": member.device_s} for member in members}
+            for target, outcome in (("queued", "retried"), ("failed", "failed"), ("cancelled", "cancelled")):
+                these = [row for row in rows if row.state == target]
+                end_attempts(connection, session, these, outcome, spent, code, message)
+                moved(connection, these, "running", target, outcome, session=session, data={"code": code})
+                if target == "failed":
+                    count_errors(connection, these, code, message)
+        return ours
+
+    return db.write(work, replayable=True)
+
+
+def give_back(
+    db: Database, session: str, held: Sequence[tuple[str, int]], reason: str, *, delay_s: float = 0.0
+) -> set[str]:
+    """T9: return jobs, as (id, epoch), without a charge; returns the ids that were ours.
+
+    Those that are to be cancelled end here.
+    """
+    c = jobs.c
+    too_often = c.give_backs >= MAX_GIVE_BACKS
+    message = f"given back {MAX_GIVE_BACKS} times without being finished; the last time: {reason}"
+
+    def work(connection: Connection) -> set[str]:
+        rows = take_back(
+            connection, held_by(session, held),
+            state=case((c.cancel_requested, "cancelled"), (too_often, "failed"), else_="queued"),
+            give_backs=c.give_backs + 1, available_at=now() + delay_s if delay_s > 0 else None,
+            error_code=case((too_often, "given_back_too_often"), else_=null()),
+            error_message=case((too_often, message), else_=null()),
+        )  # fmt: skip
+        for target, ready in (("queued", int(delay_s <= 0)), ("failed", 0), ("cancelled", 0)):
+            these = [row for row in rows if row.state == target]
+            outcome = "given_back" if target == "queued" else target
+            end_attempts(connection, session, these, outcome, {}, message=reason)
+            moved(
+                connection,
+                these,
+                "running",
+                target,
+                outcome,
+                ready=ready,
+                session=session,
+                data={"reason": reason},
+            )
+            if target == "failed":
+                count_errors(connection, these, "given_back_too_often", message)
+        return {row.id for row in rows}
+
+    return db.write(work, replayable=True)

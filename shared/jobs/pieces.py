@@ -1,0 +1,111 @@
+"""What several transitions share: the guard G, how a running job leaves its worker, and what is booked then."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    insert,
+    null,
+    tuple_,
+    update,
+)
+
+from shared.counters import count_error
+from shared.database import now
+from shared.tables import (
+    attempts,
+    jobs,
+)
+
+#: rows per transaction where a transition covers very many
+
+
+#: rows per transaction where a transition covers very many
+CHUNK = 2000
+#: seconds before the second, third, … attempt; the last one for all that follow
+BACKOFF_S = (2.0, 8.0, 30.0, 120.0, 300.0)
+
+#: what every transition returns of a job, for the books
+MOVED = (
+    jobs.c.id,
+    jobs.c.batch_id,
+    jobs.c.tenant_id,
+    jobs.c.line,
+    jobs.c.lane_id,
+    jobs.c.priority,
+    jobs.c.state,
+)
+
+
+def held_by(session: str, held: Sequence[tuple[str, int]]) -> ColumnElement[bool]:
+    """The guard G for jobs as (id, epoch)."""
+    return and_(
+        tuple_(jobs.c.id, jobs.c.epoch).in_(list(held)),
+        jobs.c.worker_session == session,
+        jobs.c.state == "running",
+    )
+
+
+def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any) -> Sequence[Row[Any]]:
+    """Running jobs leave their worker: the statement behind T6, T7 and T9."""
+    state = values["state"]
+    return connection.execute(
+        update(jobs)
+        .where(guard)
+        .values(
+            worker_session=None, entered_at=None, company=None, progress=None,
+            finished_at=case((state.in_(("failed", "cancelled")), now()), else_=null()), **values,
+        )
+        .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.available_at)
+    ).all()  # fmt: skip
+
+
+def end_attempts(
+    connection: Connection,
+    session: str,
+    rows: Sequence[Row[Any]],
+    outcome: str,
+    facts: Mapping[str, Mapping[str, Any]],
+    code: str | None = None,
+    message: str | None = None,
+    *,
+    epochs_back: int = 0,
+) -> None:
+    """Write down how an attempt of each row ended; `epochs_back` if the transition has raised the epoch already."""
+    if not rows:
+        return
+    connection.execute(
+        insert(attempts).values(ended_at=now()),
+        [
+            {
+                "job_id": row.id, "epoch": row.epoch - epochs_back, "tenant_id": row.tenant_id,
+                "worker_session": session, "claimed_at": row.claimed_at, "outcome": outcome, "error_code": code,
+                "error_message": message, "device_s": None, "record": None, **facts.get(row.id, {}),
+            }
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def count_errors(connection: Connection, rows: Sequence[Row[Any]], code: str, message: str) -> None:
+    """Add final failures to the sums of their batches."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.batch_id] = counts.get(row.batch_id, 0) + 1
+    for batch_id in sorted(counts):
+        count_error(connection, batch_id, code, message, counts[batch_id])
+
+
+def backoff() -> ColumnElement[float]:
+    """Seconds before the next attempt: capped, and jittered so that a crowd does not come back as one."""
+    steps = dict(enumerate(BACKOFF_S[:-1]))
+    pause: ColumnElement[float] = case(steps, value=jobs.c.attempts, else_=BACKOFF_S[-1])
+    return pause * random.uniform(0.75, 1.25)

@@ -1,0 +1,197 @@
+"""T1: a batch comes in. Its jobs are stored in chunks while it is `loading`; one guarded update opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    delete,
+    exists,
+    insert,
+    select,
+    update,
+)
+
+from shared.counters import record, upsert
+from shared.database import Database, now
+from shared.errors import NotAllowed
+from shared.tables import (
+    backlog,
+    batch_counters,
+    batches,
+    jobs,
+    lanes,
+    tenants,
+)
+
+#: rows per transaction where a transition covers very many
+
+
+#: seconds after which a submission that shows no life is taken for dead
+LOADING_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch about to be stored."""
+
+    id: str
+    tenant: str
+    name: str | None
+    total: int
+    idempotency_key: str | None
+    request_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What the scheduler chooses between: jobs of one lane may run together."""
+
+    queue: str
+    task: str
+    model: str
+    adapters: str = ""
+
+
+def begin_batch(db: Database, batch: NewBatch) -> str:
+    """Make room for a batch in state `loading`; returns its id.
+
+    The same request under the same idempotency key gives the id of the batch that came first. Raises `NotAllowed` if
+    the key belongs to another request, or to one that is being submitted right now.
+    """
+
+    def work(connection: Connection) -> str:
+        connection.execute(
+            upsert(connection)(tenants).values(id=batch.tenant, created_at=now()).on_conflict_do_nothing()
+        )
+        if batch.idempotency_key is not None:
+            earlier = _replayed(connection, batch)
+            if earlier is not None:
+                return earlier
+        statement = upsert(connection)(batches).values(
+            id=batch.id, tenant_id=batch.tenant, name=batch.name, state="loading", total=batch.total,
+            idempotency_key=batch.idempotency_key, request_digest=batch.request_digest,
+            created_at=now(), touched_at=now(),
+        )  # fmt: skip
+        connection.execute(statement.on_conflict_do_nothing(index_elements=["id"]))
+        return batch.id
+
+    return db.write(work, replayable=True)
+
+
+def _replayed(connection: Connection, batch: NewBatch) -> str | None:
+    """The batch that this request has made before; a dead attempt at it is cleared away."""
+    first = connection.execute(
+        select(batches, (now() - batches.c.touched_at).label("silent_s")).where(
+            batches.c.tenant_id == batch.tenant, batches.c.idempotency_key == batch.idempotency_key
+        )
+    ).first()
+    if first is None or first.id == batch.id:
+        return None
+    if first.request_digest != batch.request_digest:
+        raise NotAllowed(
+            f"idempotency key {batch.idempotency_key!r} belongs to batch {first.id}, which asked for something else: "
+            "use another key for another request"
+        )
+    if first.state == "open":
+        return str(first.id)
+    if first.silent_s < 30:
+        raise NotAllowed(f"the same request is being submitted right now as batch {first.id}: try again in a minute")
+    connection.execute(delete(batches).where(batches.c.id == first.id, batches.c.state == "loading"))
+    return None
+
+
+def add_jobs(db: Database, batch_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Store a chunk of a loading batch's jobs. Nothing can claim them before `open_batch`."""
+
+    def work(connection: Connection) -> None:
+        if connection.scalar(select(exists().where(jobs.c.id == rows[0]["id"]))):
+            return
+        connection.execute(insert(jobs).values(created_at=now(), state="queued"), rows)
+        connection.execute(update(batches).where(batches.c.id == batch_id).values(touched_at=now()))
+
+    db.write(work, replayable=True)
+
+
+def lane_ids(db: Database, wanted: Iterable[Lane]) -> dict[Lane, int]:
+    """The numbers of these lanes, made where they are new."""
+    asked = sorted(set(wanted), key=lambda lane: (lane.queue, lane.task, lane.model, lane.adapters))
+
+    def work(connection: Connection) -> dict[Lane, int]:
+        found = {}
+        for lane in asked:
+            values = {"queue": lane.queue, "task": lane.task, "model": lane.model, "adapters": lane.adapters}
+            connection.execute(upsert(connection)(lanes).values(values).on_conflict_do_nothing())
+            found[lane] = connection.execute(
+                select(lanes.c.id).where(*(lanes.c[column] == value for column, value in values.items()))
+            ).scalar_one()
+        return found
+
+    return db.write(work, replayable=True)
+
+
+def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], int]) -> None:
+    """The moment of acceptance: all jobs are stored, now they count. `ready` is {(lane id, priority): jobs}.
+
+    Raises `NotAllowed` if the batch vanished meanwhile (its submission was silent for too long).
+    """
+
+    def work(connection: Connection) -> None:
+        state = connection.scalar(select(batches.c.state).where(batches.c.id == batch.id))
+        if state == "open":
+            return
+        opened = connection.execute(
+            update(batches)
+            .where(batches.c.id == batch.id, batches.c.state == "loading")
+            .values(state="open", opened_at=now(), touched_at=now())
+        )
+        if opened.rowcount != 1:
+            raise NotAllowed(f"batch {batch.id} took too long to submit and was cleared away: submit it again")
+        connection.execute(insert(batch_counters).values(batch_id=batch.id, queued=batch.total))
+        if ready:
+            connection.execute(
+                insert(backlog).values(opened_at=now(), batch_id=batch.id, tenant_id=batch.tenant),
+                [
+                    {"lane_id": lane_id, "priority": priority, "ready": n}
+                    for (lane_id, priority), n in sorted(ready.items())
+                ],
+            )
+        record(
+            connection,
+            [
+                {
+                    "tenant_id": batch.tenant,
+                    "batch_id": batch.id,
+                    "kind": "submitted",
+                    "count": batch.total,
+                    "jobs": None,
+                }
+            ],
+        )
+
+    db.write(work, replayable=True)
+
+
+def abandon_batch(db: Database, batch_id: str) -> None:
+    """Clear a batch away that never opened."""
+
+    def work(connection: Connection) -> None:
+        loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == "loading")
+        connection.execute(delete(jobs).where(jobs.c.batch_id.in_(loading)))
+        connection.execute(delete(batches).where(batches.c.id == batch_id, batches.c.state == "loading"))
+
+    db.write(work, replayable=True)
+
+
+def abandon_silent_batches(db: Database) -> int:
+    """Clear away batches whose submission died half-way; returns how many."""
+    with db.read() as connection:
+        silent = connection.scalars(
+            select(batches.c.id).where(batches.c.state == "loading", batches.c.touched_at < now() - LOADING_TIMEOUT_S)
+        ).all()
+    for batch_id in silent:
+        abandon_batch(db, batch_id)
+    return len(silent)

@@ -1,0 +1,171 @@
+"""Celery on Redis: how workers are woken.
+
+A message `aigc.generate(queue, batch_id, job_ids)` names up to 64 jobs, and each id is a hint: Redis wakes, SQL
+decides. Losing, doubling or forging a message does no harm, and each queue holds only so many: the keeper tops them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from sqlalchemy import func, select
+
+from shared.database import Database
+from shared.errors import RequestError, Unavailable
+from shared.settings import Settings, without_password
+from shared.tables import backlog, jobs, lanes
+
+#: name of the one Celery task
+TASK_NAME = "aigc.generate"
+#: most job ids in a message
+IDS_PER_MESSAGE = 64
+#: Redis answers within this many seconds, or is away
+SOCKET_TIMEOUT_S = 10.0
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application, for sending and for working; connects to nothing yet."""
+    app = Celery("aigc", broker=settings.broker_url or "redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_default_queue="gpu",
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_concurrency=1,
+        worker_pool="prefork",
+        worker_pool_start_method="spawn",
+        worker_proc_alive_timeout=180,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        broker_connection_timeout=settings.connect_timeout_s,
+        broker_transport_options={
+            "ack_emulation": False,
+            "socket_timeout": SOCKET_TIMEOUT_S,
+            "socket_connect_timeout": min(settings.connect_timeout_s, 3.0),
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "global_keyprefix": settings.redis_prefix,
+        },
+    )
+    return app
+
+
+class Queue:
+    """The producer's end: rings, looks, and tells what is wrong with Redis."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects on first use."""
+        self._settings = settings
+        #: where it is, fit to be shown; None if it is the embedded one and that does not run
+        self.address = without_password(settings.broker_url) if settings.broker_url else None
+
+    def ring(self, db: Database, queues: list[str] | None = None) -> int:
+        """Top every queue (or these) up with messages for its ready jobs; returns how many were sent.
+
+        Raises `Unavailable` if Redis does not answer; nothing is lost by that.
+        """
+        sent = 0
+        with self.answering() as client:
+            for queue, ready in _ready(db, queues):
+                wanted = min(self._settings.queue_messages, -(-ready // IDS_PER_MESSAGE))
+                room = wanted - int(client.llen(self._settings.redis_prefix + queue))
+                if room > 0:
+                    sent += self._send(db, queue, room)
+        return sent
+
+    def _send(self, db: Database, queue: str, messages: int) -> int:
+        app = make_celery(self._settings)
+        sent = 0
+        with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+            for batch_id, ids in _hints(db, queue, messages):
+                app.send_task(TASK_NAME, args=[queue, batch_id, ids], queue=queue, producer=producer, retry=False)
+                sent += 1
+        return sent
+
+    def lengths(self, queues: list[str]) -> dict[str, int]:
+        """How many messages wait in each queue. Raises `Unavailable`."""
+        with self.answering() as client:
+            return {queue: int(client.llen(self._settings.redis_prefix + queue)) for queue in queues}
+
+    @contextmanager
+    def answering(self) -> Iterator[Redis]:
+        """A Redis client; every way that Redis can refuse becomes `Unavailable` with what to do about it."""
+        url = self._settings.broker_url
+        if url is None:
+            raise Unavailable(
+                "redis", "the embedded server", "it is not running", "start it with `aigc up`, or set AIGC_REDIS_URL"
+            )
+        self.address = address = without_password(url)
+        try:
+            client = Redis.from_url(
+                url,
+                socket_timeout=SOCKET_TIMEOUT_S,
+                socket_connect_timeout=min(self._settings.connect_timeout_s, 3.0),
+            )
+        except ValueError as error:
+            raise RequestError(f"AIGC_REDIS_URL cannot be used: {error}; write redis://:password@host:6379/0") from None
+        try:
+            with client:
+                yield client
+        except AuthenticationError:
+            raise Unavailable("redis", address, "wrong password", "check the password in AIGC_REDIS_URL") from None
+        except ResponseError as error:
+            advice = "give it more memory" if "OOM" in str(error) else "see its log"
+            raise Unavailable("redis", address, str(error), advice) from None
+        except (RedisError, OperationalError, OSError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unavailable("redis", address, reason, "start Redis, or correct AIGC_REDIS_URL") from None
+
+
+def _ready(db: Database, queues: list[str] | None) -> list[tuple[str, int]]:
+    statement = (
+        select(lanes.c.queue, func.sum(backlog.c.ready))
+        .join(lanes, lanes.c.id == backlog.c.lane_id)
+        .where(backlog.c.ready > 0)
+        .group_by(lanes.c.queue)
+    )
+    if queues is not None:
+        statement = statement.where(lanes.c.queue.in_(queues))
+    with db.read() as connection:
+        return [(queue, int(ready)) for queue, ready in connection.execute(statement)]
+
+
+def _hints(db: Database, queue: str, messages: int) -> Iterator[tuple[str, list[str]]]:
+    """(batch, ids) for up to this many messages, of the jobs that stand first in the queue."""
+    with db.read() as connection:
+        rows = connection.execute(
+            select(backlog.c.batch_id, backlog.c.lane_id, backlog.c.priority)
+            .join(lanes, lanes.c.id == backlog.c.lane_id)
+            .where(lanes.c.queue == queue, backlog.c.ready > 0)
+            .order_by(backlog.c.priority.desc(), backlog.c.opened_at, backlog.c.batch_id, backlog.c.lane_id)
+            .limit(messages)
+        ).all()
+        for batch_id, lane_id, priority in rows:
+            ids = connection.scalars(
+                select(jobs.c.id)
+                .where(
+                    jobs.c.batch_id == batch_id,
+                    jobs.c.lane_id == lane_id,
+                    jobs.c.priority == priority,
+                    jobs.c.state == "queued",
+                    jobs.c.available_at.is_(None),
+                )
+                .order_by(jobs.c.line)
+                .limit(messages * IDS_PER_MESSAGE)
+            ).all()
+            for start in range(0, len(ids), IDS_PER_MESSAGE):
+                yield batch_id, list(ids[start : start + IDS_PER_MESSAGE])
+                messages -= 1
+                if messages <= 0:
+                    return

@@ -1,0 +1,156 @@
+"""One frozen settings object, built by entry points from `AIGC_*` variables and `.env`, then passed down.
+
+Nothing else in the project reads the environment. Without any variable the *embedded* profile holds: SQLite, a
+folder as storage, and a Redis that `aigc up` owns, all below `data_dir`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import RequestError
+
+
+class Settings(BaseSettings):
+    """All that can be set, with the defaults of the embedded profile."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AIGC_", env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    #: where the embedded profile keeps its database, its files and its run state
+    data_dir: Path = Path("~/.aigc")
+    #: SQLAlchemy URL; empty = SQLite in `data_dir`
+    database_url: SecretStr | None = None
+    #: broker; empty = the Redis that `aigc up` owns
+    redis_url: SecretStr | None = None
+    #: prefix of every Redis key, for a Redis shared with other applications
+    redis_prefix: str = ""
+    #: `file:///folder` or `s3://bucket/prefix`; empty = a folder in `data_dir`
+    store_url: str | None = None
+    s3_endpoint_url: str | None = None
+    #: endpoint used in links that leave the cluster; empty = `s3_endpoint_url`
+    s3_public_endpoint_url: str | None = None
+    s3_region: str | None = None
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+    #: path of a CA bundle for the S3 endpoint
+    s3_ca: Path | None = None
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    #: whose jobs these are
+    tenant: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
+    #: single-file checkpoints and adapters of the operator
+    models_dir: Path | None = None
+    #: hub models that may run here (comma separated, `org/*` allowed); empty = all
+    models_allowed: Annotated[tuple[str, ...], NoDecode] = ()
+    #: seconds after which a worker that does not renew is presumed dead
+    lease_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    #: seconds that a stopping worker may use to finish what it holds
+    grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    #: seconds between two looks of an idle worker into SQL
+    idle_look_s: Annotated[float, Field(ge=0.2, le=600)] = 10.0
+    #: seconds between two rounds of the keeper
+    keeper_interval_s: Annotated[float, Field(ge=0.1, le=600)] = 2.0
+    #: most messages that wait in one queue; the keeper tops up
+    queue_messages: Annotated[int, Field(ge=1, le=10_000)] = 64
+    #: most jobs that run together on a device
+    microbatch: Annotated[int, Field(ge=1, le=1024)] = 32
+    #: attempts a job gets before it fails for good
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    #: most models that stay in memory of one worker
+    resident_models: Annotated[int, Field(ge=1, le=64)] = 4
+    #: number type on CUDA; a CPU always computes in float32
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    #: threads a worker computes with; 0 = all cores of this machine
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    #: where this worker computes: `cpu`, `cuda`, or `auto` (the first GPU it sees, else the CPU)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: queues that this worker serves (comma separated); set by `aigc worker`, or by Celery's `-Q`
+    queues: Annotated[tuple[str, ...], NoDecode] = ()
+    #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start
+    parent_pid: Annotated[int, Field(ge=0)] = 0
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: seconds a connection attempt to SQL, Redis or the storage may take
+    connect_timeout_s: Annotated[float, Field(ge=0.1, le=120)] = 5.0
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @field_validator("models_allowed", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator(
+        "database_url", "redis_url", "store_url", "s3_endpoint_url", "s3_public_endpoint_url", "s3_region",
+        "s3_access_key_id", "s3_secret_access_key", "s3_ca", "models_dir", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def run_dir(self) -> Path:
+        """Where `aigc up` leaves its lock, its log and the address of its Redis."""
+        return self.data_dir / "run"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where submissions are spooled while they are validated."""
+        return self.data_dir / "spool"
+
+    @property
+    def sql_url(self) -> str:
+        """The SQLAlchemy URL in force, password included: never print it, see `without_password`."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'aigc.db'}"
+
+    @property
+    def storage_url(self) -> str:
+        """The URL of the storage in force."""
+        return self.store_url or (self.data_dir / "store").as_uri()
+
+    @property
+    def broker_url(self) -> str | None:
+        """The URL of the Redis in force, password included; None if it is ours and `aigc up` does not run."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        try:
+            record = json.loads((self.run_dir / "redis.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        url = record.get("url") if isinstance(record, dict) else None
+        return url if isinstance(url, str) else None
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Build the settings from the environment and `.env`.
+
+    Raises `RequestError` naming every variable that cannot be understood, and what it may be.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [
+            f"AIGC_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}, got {item['input']!r}"
+            for item in error.errors()
+        ]
+        raise RequestError("the settings are wrong:\n" + "\n".join(lines)) from None
+
+
+def without_password(url: str) -> str:
+    """The same URL, fit to be shown: user and host stay, the password does not."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rsplit("@", 1)[1]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))

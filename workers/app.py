@@ -1,0 +1,95 @@
+"""The Celery application: `celery -A workers.app worker -Q gpu` starts a worker, and so does `aigc worker`.
+
+The parent process speaks to Redis and never imports torch; its one child, started by spawn, does the work. A segfault
+or an out-of-memory kill costs one child, and Celery starts another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+import psutil
+from celery import signals
+
+from shared.errors import AigcError
+from shared.queue import TASK_NAME, make_celery
+from shared.settings import load_settings
+from workers.parent import stop_when_orphaned
+from workers.threads import set_thread_policy
+from workers.worker import Worker
+
+settings = load_settings()
+app = make_celery(settings)
+set_thread_policy(settings)
+log = logging.getLogger("aigc.worker")
+
+_worker: Worker | None = None
+_ended = threading.Event()
+
+
+@app.task(name=TASK_NAME)
+def generate(queue: str, batch_id: str, job_ids: list[str]) -> None:  # noqa: ARG001 - what people see in Celery's tools
+    """Drain what can be claimed. The ids are hints for people: SQL decides what runs next."""
+    if _worker is None:
+        raise RuntimeError("the worker was not started: this process is no child of a Celery worker")
+    _worker.drain()
+
+
+@signals.setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("sqlalchemy", "botocore", "urllib3", "kombu", "amqp", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@signals.celeryd_after_setup.connect
+def _tell_children_their_queues(instance: Any, **_: Any) -> None:
+    os.environ["AIGC_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
+    stop_when_orphaned(settings)
+
+
+@signals.worker_process_init.connect
+def _start(**_: Any) -> None:
+    """In the child: open the session, listen for the parent's word, look into SQL now and then."""
+    global _worker  # noqa: PLW0603 - one worker per process is the design
+    own = load_settings()
+    _set_up_logging()
+    device = os.environ.get("CUDA_VISIBLE_DEVICES") or own.device
+    _worker = Worker(own, device=device, queues=own.queues or ("gpu",))
+    signal.signal(signal.SIGUSR2, _asked_to_stop)
+    threading.Thread(target=_look_now_and_then, args=(own.idle_look_s,), name="idle-look", daemon=True).start()
+
+
+def _asked_to_stop(*_: Any) -> None:
+    if _worker is not None:
+        _worker.ask_to_stop()
+
+
+def _look_now_and_then(every_s: float) -> None:
+    while not _ended.wait(every_s):
+        try:
+            if _worker is not None:
+                _worker.idle_look()
+        except AigcError as error:
+            log.error("%s", error)
+        except Exception:
+            log.exception("the idle look failed")
+
+
+@signals.worker_process_shutdown.connect
+def _stop(**_: Any) -> None:
+    _ended.set()
+    if _worker is not None:
+        _worker.ask_to_stop()
+        _worker.close()
+
+
+@signals.worker_shutting_down.connect
+def _tell_child(**_: Any) -> None:
+    """In the parent: Celery waits for the child's running task without telling it, so we do."""
+    for child in psutil.Process().children():
+        child.send_signal(signal.SIGUSR2)

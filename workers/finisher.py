@@ -1,0 +1,226 @@
+"""From outcome to visible result, beside the device: encode → pack → store → commit, in groups.
+
+What a generator yields goes into a bounded queue; one thread takes out all that is there, so that groups form by
+themselves while the one before is being stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from shared import jobs
+from shared.database import Database
+from shared.errors import Unavailable
+from shared.jobs import ClaimedJob, Failure, StoredArtifact, Success
+from shared.storage import Storage
+from workers.generators import Done, Outcome, Output
+from workers.session import Session
+
+R = TypeVar("R")
+
+log = logging.getLogger("aigc.worker")
+
+#: outcomes that may wait for the finisher before the device has to
+MAX_WAITING = 64
+#: most jobs that are committed together
+GROUP = 64
+#: outputs up to this many bytes share one object with their neighbours of the batch
+PACK_BELOW = 64 * 1024
+#: seconds before a job is tried again that could not be stored
+STORAGE_DELAY_S = 10.0
+
+_PACKED_TYPES = ("text/", "application/json")
+_EXTENSIONS = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "text/plain": "txt",
+    "application/json": "json",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An outcome on its way out."""
+
+    job: ClaimedJob
+    outcome: Outcome
+    device_s: float
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An encoded output."""
+
+    output: Output
+    body: bytes
+
+
+class Finisher:
+    """The thread that stores and commits for one worker session."""
+
+    def __init__(
+        self, session: Session, db: Database, storage: Storage, on_trouble: Callable[[Unavailable], None]
+    ) -> None:
+        """`on_trouble` hears of a storage that fails; the jobs concerned have then been given back."""
+        self._session = session
+        self._db = db
+        self._storage = storage
+        self._on_trouble = on_trouble
+        self._waiting: queue.Queue[Finished | None] = queue.Queue(MAX_WAITING)
+        self._packs = itertools.count(1)
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
+        self._thread.start()
+
+    def put(self, finished: Finished) -> None:
+        """Hand an outcome over; waits while too many are under way. Raises what broke the finisher, if anything did."""
+        while True:
+            if self._broken is not None:
+                raise RuntimeError("storing results failed") from self._broken
+            try:
+                self._waiting.put(finished, timeout=1.0)
+            except queue.Full:
+                continue
+            return
+
+    def flush(self) -> None:
+        """Wait until everything handed over is settled."""
+        while self._waiting.unfinished_tasks and self._broken is None:
+            time.sleep(0.005)
+        if self._broken is not None:
+            raise RuntimeError("storing results failed") from self._broken
+
+    def close(self) -> None:
+        """Settle everything and end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            group: list[Finished | None] = [self._waiting.get()]
+            while len(group) < GROUP and not self._waiting.empty():
+                group.append(self._waiting.get_nowait())
+            try:
+                self._settle([item for item in group if item is not None])
+            except BaseException as error:  # noqa: BLE001 - kept, and raised again in the worker's own thread
+                self._broken = error
+                return
+            finally:
+                for _ in group:
+                    self._waiting.task_done()
+            if None in group:
+                return
+
+    def _settle(self, group: Sequence[Finished]) -> None:
+        group = [item for item in group if self._session.wanted(item.job.id) or isinstance(item.outcome, Done)]
+        done: list[tuple[Finished, list[_File]]] = []
+        failed: list[Failure] = []
+        for item in group:
+            if isinstance(item.outcome, Done):
+                files = [
+                    _File(out, out.body if isinstance(out.body, bytes) else out.body()) for out in item.outcome.outputs
+                ]
+                done.append((item, files))
+            else:
+                error = item.outcome.error
+                failed.append(
+                    Failure(item.job.id, item.job.epoch, error.code, error.message, error.retryable, item.device_s)
+                )
+        try:
+            if done:
+                self._store_and_commit(done)
+            if failed:
+                self._insist(lambda: jobs.fail(self._db, self._session.id, failed))
+        except Unavailable as error:
+            if error.part != "storage":
+                raise
+            log.error("results could not be stored: %s", error)
+            held = [(item.job.id, item.job.epoch) for item, _ in done]
+            self._insist(lambda: jobs.give_back(self._db, self._session.id, held, str(error), delay_s=STORAGE_DELAY_S))
+            self._on_trouble(error)
+        finally:
+            self._session.release(item.job.id for item in group)
+
+    def _store_and_commit(self, done: Sequence[tuple[Finished, list[_File]]]) -> None:
+        uploads, placed = self._plan(done)
+        by_tenant: dict[str, list[str]] = {}
+        for key, (tenant, _, _) in uploads.items():
+            by_tenant.setdefault(tenant, []).append(key)
+        for tenant, keys in by_tenant.items():
+            self._insist(lambda tenant=tenant, keys=keys: jobs.intend(self._db, self._session.id, tenant, keys))  # type: ignore[misc]
+        for key, (_, body, media_type) in uploads.items():
+            self._storage.put(key, body, media_type=media_type)
+        results = [
+            Success(item.job.id, item.job.epoch, placed[item.job.id], item.device_s, item.record) for item, _ in done
+        ]
+        standing = self._insist(lambda: jobs.succeed(self._db, self._session.id, results))
+        fenced = {result.id for result in results} - standing
+        if fenced:
+            log.warning("%d result(s) were dropped: their jobs belong to others now", len(fenced))
+
+    def _plan(
+        self, done: Sequence[tuple[Finished, list[_File]]]
+    ) -> tuple[dict[str, tuple[str, bytes, str]], dict[str, list[StoredArtifact]]]:
+        """Objects to upload, {key: (tenant, body, media type)}, and where each job's files lie in them."""
+        uploads: dict[str, tuple[str, bytes, str]] = {}
+        placed: dict[str, list[StoredArtifact]] = {item.job.id: [] for item, _ in done}
+        packs: dict[tuple[str, str], list[tuple[str, int, _File]]] = {}
+        for item, files in done:
+            for position, file in enumerate(files):
+                if len(file.body) <= PACK_BELOW and file.output.media_type.startswith(_PACKED_TYPES):
+                    packs.setdefault((item.job.tenant_id, item.job.batch_id), []).append((item.job.id, position, file))
+                    continue
+                key = self._own_key(item.job, position, file.output)
+                uploads[key] = (item.job.tenant_id, file.body, file.output.media_type)
+                placed[item.job.id].append(_artifact(key, len(file.body), position, 0, file))
+        for (tenant, batch_id), members in packs.items():
+            key = f"{tenant}/{batch_id}/packs/{self._session.id}-{next(self._packs)}"
+            body = b"".join(file.body for _, _, file in members)
+            uploads[key] = (tenant, body, "application/octet-stream")
+            start = 0
+            for id_, position, file in members:
+                placed[id_].append(_artifact(key, len(body), position, start, file))
+                start += len(file.body)
+        return uploads, placed
+
+    def _own_key(self, job: ClaimedJob, position: int, output: Output) -> str:
+        """Tenant, batch, job, epoch and session: what a zombie writes never lands on a winner's object."""
+        extension = _EXTENSIONS.get(output.media_type, "bin")
+        return f"{job.tenant_id}/{job.batch_id}/{job.id}/{job.epoch}-{self._session.id}/{position}.{extension}"
+
+    def _insist(self, transition: Callable[[], R]) -> R:
+        """Try a transition until the database answers: finished work is not thrown away for a restart of PostgreSQL."""
+        pause = 0.2
+        while True:
+            try:
+                return transition()
+            except Unavailable as error:
+                if error.part != "database" or self._session.lost:
+                    raise
+                log.error("%s; trying again in %.1f s", error, pause)
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+
+def _artifact(key: str, object_bytes: int, position: int, start: int, file: _File) -> StoredArtifact:
+    return StoredArtifact(
+        object_key=key,
+        object_bytes=object_bytes,
+        role=file.output.role,
+        position=position,
+        start=start,
+        bytes=len(file.body),
+        media_type=file.output.media_type,
+        sha256=hashlib.sha256(file.body).hexdigest(),
+        facts=dict(file.output.facts),
+    )

@@ -1,0 +1,140 @@
+"""The contract between the engine and the code that runs a model: one self-contained file per kind of model.
+
+The engine claims jobs of one lane, asks the generator to `cut` them into microbatches, and runs `generate` on each.
+A generator yields one outcome per job, in any order, as soon as it has it; the engine encodes, stores and commits
+while the generator goes on. Everything else (queues, leases, retries, storage) is the engine's affair.
+
+What a generator promises:
+
+* The output of a job depends on its model, params and seed only, never on its neighbours in the microbatch.
+* It calls `run.step(...)` between two steps of the model and lets what that raises pass through: this is how a
+  cancelled or stopped job ends.
+* A job that cannot be done yields `Failed`; an exception fails the attempt of the whole microbatch.
+
+A generator is found through the entry-point group `aigc.generators`, under the name `<task>.<kind of model>`, where the
+kind is what the model's own files say: `diffusers` (a `model_index.json`), `transformers` (a `config.json`), or `none`
+for tasks without a model. Several may serve one pair (`<task>.<kind>.<anything>`); `serves` decides.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from shared.errors import JobFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a generator computes."""
+
+    #: torch's name: `cpu` or `cuda:0` (the worker's own device is always the first one it sees)
+    name: str
+    #: `float32`, `bfloat16` or `float16`
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model reference, resolved to files on this host."""
+
+    #: as the job names it
+    ref: str
+    #: the folder that holds it
+    folder: Path
+    #: hub commit, or `sha256:…` over the files of a local folder: enough to tell two versions apart
+    revision: str
+    #: `diffusers` or `transformers`
+    kind: str
+    #: the parsed `model_index.json` or `config.json`
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One job as a generator sees it."""
+
+    job_id: str
+    task: str
+    #: the task's own Params, validated
+    params: Any
+    #: of the job; output *i* of a job with several uses `seed + i`
+    seed: int
+    #: custom id, for messages only
+    custom_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file as made. `body` may be a function, called off the device's thread: encode there."""
+
+    media_type: str
+    body: bytes | Callable[[], bytes]
+    #: what is worth knowing: width, height, finish_reason, completion_tokens, seed, …
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    #: `output`, `preview`, `checkpoint` or `metric`
+    role: str = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job's outputs, complete and in order."""
+
+    job_id: str
+    outputs: Sequence[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job that cannot be done, and why."""
+
+    job_id: str
+    error: JobFailed
+
+
+Outcome = Done | Failed
+
+
+class Run(Protocol):
+    """What the engine offers to a running microbatch."""
+
+    def step(self, job_ids: Sequence[str], done: int, total: int) -> None:
+        """Say that `done` of `total` steps are behind these jobs; call between two steps of the model.
+
+        Cheap enough for every step. Raises when the whole microbatch has to end now (stop, lost lease, every job
+        cancelled): let it pass through.
+        """
+
+    def wanted(self, job_id: str) -> bool:
+        """Whether this job is still ours to do; work on an unwanted one may be dropped without an outcome."""
+
+
+class Generator(ABC):
+    """A model in memory that turns jobs into outputs."""
+
+    #: raise it when outputs change for the same params and seed
+    version: ClassVar[int] = 1
+
+    @classmethod
+    def serves(cls, files: ModelFiles | None) -> bool:
+        """Whether this generator is made for such a model; looks at `files.config` only."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def load(cls, files: ModelFiles | None, device: Device) -> Self:
+        """Bring the model into memory. Raises `ModelRejected` if it cannot serve the task, with the reason."""
+
+    def cut(self, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
+        """Cut jobs of one lane into microbatches of at most `limit`; those that must not meet go apart."""
+        return [list(jobs[i : i + limit]) for i in range(0, len(jobs), limit)]
+
+    @abstractmethod
+    def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        """Run one microbatch, yielding an outcome per job as soon as it is known."""
+
+    def unload(self) -> None:
+        """Free what the model holds; called once, before the object is dropped."""

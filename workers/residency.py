@@ -1,0 +1,118 @@
+"""Models in memory: found by what their files say, kept until the least recently used one has to go."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from shared.errors import JobFailed, ModelRejected
+from shared.settings import Settings
+from workers.generators import Device, Generator, ModelFiles
+from workers.model_files import resolve
+
+log = logging.getLogger("aigc.worker")
+
+#: a model that failed to load is not tried again on this worker for so many seconds
+SET_ASIDE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A generator in memory, and the files it came from."""
+
+    generator: Generator
+    files: ModelFiles | None
+
+
+class Residency:
+    """Loads generators on demand and keeps the most recently used ones."""
+
+    def __init__(self, settings: Settings, device: Callable[[], Device]) -> None:
+        """`device` is asked on the first load of a model: it may import torch."""
+        self._settings = settings
+        self._device = device
+        self._resident: OrderedDict[tuple[str, str], Resident] = OrderedDict()
+        self._set_aside: dict[tuple[str, str], tuple[float, JobFailed]] = {}
+
+    @property
+    def models(self) -> set[str]:
+        """References of the models in memory."""
+        return {model for _, model in self._resident if model}
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """Models that failed to load lately, and why."""
+        return {model: str(error) for (_, model), (until, error) in self._set_aside.items() if until > time.monotonic()}
+
+    def get(self, task: str, model: str) -> Resident:
+        """The generator for this task and model. Raises `JobFailed`, retryable where another try may help."""
+        key = (task, model)
+        if key in self._resident:
+            self._resident.move_to_end(key)
+            return self._resident[key]
+        until, error = self._set_aside.get(key, (0.0, None))
+        if error is not None and until > time.monotonic():
+            raise error
+        try:
+            resident = self._load(task, model)
+        except JobFailed as failed:
+            self._set_aside[key] = (time.monotonic() + SET_ASIDE_S, failed)
+            raise
+        self._set_aside.pop(key, None)
+        self._resident[key] = resident
+        return resident
+
+    def _load(self, task: str, model: str) -> Resident:
+        files = resolve(model, settings=self._settings) if model else None
+        generator_class = _generator_for(task, files)
+        while len(self._resident) >= self._settings.resident_models:
+            self.drop_one()
+        started = time.monotonic()
+        generator = generator_class.load(files, self._device() if files else Device("cpu", "float32"))
+        if files:
+            log.info("loaded %s (%s) in %.1f s", model, files.revision[:19], time.monotonic() - started)
+        return Resident(generator, files)
+
+    def drop_one(self) -> bool:
+        """Free the least recently used model; False if there is none."""
+        if not self._resident:
+            return False
+        (_, model), resident = self._resident.popitem(last=False)
+        resident.generator.unload()
+        del resident
+        gc.collect()
+        log.info("dropped %s from memory", model or "a generator")
+        return True
+
+    def clear(self) -> None:
+        """Free everything."""
+        while self.drop_one():
+            pass
+
+
+def _generator_for(task: str, files: ModelFiles | None) -> type[Generator]:
+    kind = files.kind if files else "none"
+    found = [point for point in entry_points(group="aigc.generators") if _matches(point, task, kind)]
+    for point in sorted(found, key=lambda point: point.name):
+        candidate: type[Generator] = point.load()
+        if candidate.serves(files):
+            return candidate
+    if files is None:
+        raise JobFailed("no_generator", f"this worker has no generator for task {task!r}", retryable=True)
+    if found:
+        raise ModelRejected("model_wrong_task", f"{files.ref} cannot do {task}: it is {_described(files)}")
+    raise ModelRejected("model_wrong_task", f"{files.ref} cannot do {task}: it is a {kind} model, {_described(files)}")
+
+
+def _matches(point: EntryPoint, task: str, kind: str) -> bool:
+    return point.name == f"{task}.{kind}" or point.name.startswith(f"{task}.{kind}.")
+
+
+def _described(files: ModelFiles) -> str:
+    made_of = files.config.get("_class_name") or ", ".join(files.config.get("architectures") or ())
+    return f"made for {made_of}" if made_of else f"of type {files.config.get('model_type', 'unknown')!r}"

@@ -1,0 +1,212 @@
+"""A worker session: one life of one worker process, its lease, and what it holds.
+
+A thread renews the lease and brings back what the database says of the jobs in hand: cancelled, or no longer ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from shared import jobs
+from shared.database import Database
+from shared.errors import Unavailable
+from shared.ids import new_session_id
+from shared.jobs import SessionLost
+from shared.settings import Settings
+
+log = logging.getLogger("aigc.worker")
+
+#: the lease is renewed this many times before it would lapse
+RENEWALS_PER_LEASE = 4
+#: seconds between two renewals while jobs run, so that their progress is seen
+PROGRESS_EVERY_S = 2.0
+
+_RECORDED = ("aigc", "torch", "transformers", "diffusers", "tokenizers", "safetensors", "celery")
+
+
+class Stopping(Exception):
+    """The worker is to stop and its time is up: give back what is not finished."""
+
+
+class Unwanted(Exception):
+    """Nobody wants the rest of this microbatch any more."""
+
+
+class Session:
+    """The lease of this process, and the jobs that it holds under it."""
+
+    def __init__(self, settings: Settings, db: Database, *, device: str, queues: Sequence[str]) -> None:
+        """Raises `Unavailable` if the session cannot be opened."""
+        self.id = new_session_id()
+        self._db = db
+        self._settings = settings
+        self._guard = threading.Lock()
+        self._held: dict[str, int] = {}
+        self._unwanted: set[str] = set()
+        self._strays: set[str] = set()
+        self._progress: dict[str, float] = {}
+        self._condition: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._wake = threading.Event()
+        self._stop_at: float | None = None
+        #: whether the database took this session for dead
+        self.lost = False
+        host = socket.gethostname()
+        jobs.open_session(
+            db,
+            {
+                "id": self.id,
+                "worker": f"{host}:{device}",
+                "host": host,
+                "pid": os.getpid(),
+                "device": device,
+                "queues": ",".join(queues),
+                "versions": _versions(),
+                "condition": {},
+            },
+            settings.lease_s,
+        )
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
+        self._thread.start()
+
+    # --- what is in hand ---
+
+    def hold(self, claimed: Iterable[jobs.ClaimedJob]) -> None:
+        """These jobs are in our hands now."""
+        with self._guard:
+            self._held.update((job.id, job.epoch) for job in claimed)
+        self._wake.set()
+
+    def release(self, ids: Iterable[str]) -> None:
+        """These are no longer: finished, given back, or lost."""
+        with self._guard:
+            for id_ in ids:
+                self._held.pop(id_, None)
+                self._progress.pop(id_, None)
+                self._unwanted.discard(id_)
+
+    def wanted(self, id_: str) -> bool:
+        """Whether a job is still ours, and not cancelled."""
+        return not self.lost and id_ not in self._unwanted
+
+    def held(self, ids: Iterable[str]) -> list[tuple[str, int]]:
+        """(id, epoch) of those that are in our hands."""
+        with self._guard:
+            return [(id_, self._held[id_]) for id_ in ids if id_ in self._held]
+
+    def all_held(self) -> list[tuple[str, int]]:
+        """(id, epoch) of everything in our hands."""
+        with self._guard:
+            return list(self._held.items())
+
+    def progressed(self, ids: Iterable[str], share: float) -> None:
+        """Note how far jobs are, 0..1; it is written with the next renewal."""
+        with self._guard:
+            for id_ in ids:
+                self._progress[id_] = share
+
+    def say(self, key: str, what: Any) -> None:
+        """Leave word for operators, seen in `status` and `doctor`; None takes it back."""
+        with self._guard:
+            if what is None:
+                self._condition.pop(key, None)
+            else:
+                self._condition[key] = what
+        self._wake.set()
+
+    # --- its end ---
+
+    def ask_to_stop(self, within_s: float) -> None:
+        """From now on nothing is claimed; what is not finished `within_s` seconds from now is given back."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + within_s
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new may be claimed."""
+        return self._stop_at is not None or self.lost
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Between two steps: raises `SessionLost`, `Stopping` or `Unwanted` if these jobs are to end here."""
+        if self.lost:
+            raise SessionLost
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            raise Stopping
+        if self._unwanted and not any(id_ not in self._unwanted for id_ in ids):
+            raise Unwanted
+
+    def close(self) -> None:
+        """End in good order. What is still held goes back first."""
+        self._ended.set()
+        self._wake.set()
+        self._thread.join(timeout=10)
+        if self.lost:
+            return
+        try:
+            held = self.all_held()
+            if held:
+                jobs.give_back(self._db, self.id, held, "the worker stopped")
+            jobs.close_session(self._db, self.id)
+        except Unavailable as error:
+            log.warning("the session could not be closed, its lease will run out: %s", error)
+
+    # --- the lease ---
+
+    def _keep_alive(self) -> None:
+        lease = self._settings.lease_s
+        while not self._ended.is_set():
+            pause = lease / RENEWALS_PER_LEASE
+            self._wake.wait(min(pause, PROGRESS_EVERY_S) if self._held else pause)
+            self._wake.clear()
+            if self._ended.wait(min(0.2, pause / 4)):  # several wishes, one renewal
+                return
+            try:
+                self._renew()
+            except SessionLost:
+                log.error("this worker was presumed dead (lease %g s); what it holds belongs to others now", lease)
+                self.lost = True
+                return
+            except Unavailable as error:
+                log.error("the lease could not be renewed: %s", error)
+
+    def _renew(self) -> None:
+        with self._guard:
+            condition = dict(self._condition)
+            progress = {id_: self._progress[id_] for id_ in list(self._progress)}
+            self._progress.clear()
+            before = dict(self._held)
+        ours = jobs.renew(self._db, self.id, self._settings.lease_s, condition, progress)
+        with self._guard:
+            for id_, epoch in before.items():
+                known = ours.get(id_)
+                if known is None or known.epoch != epoch or known.cancel_requested:
+                    self._unwanted.add(id_)
+            self._unwanted &= set(self._held)
+            strays = {id_ for id_ in ours if id_ not in before and id_ not in self._held}
+        self._give_strays_back(strays, ours)
+
+    def _give_strays_back(self, strays: set[str], ours: Mapping[str, jobs.Held]) -> None:
+        """Jobs that a claim gave us without our hearing of it (its answer was lost): twice seen, given back."""
+        certain = strays & self._strays
+        self._strays = strays - certain
+        if certain:
+            jobs.give_back(
+                self._db, self.id, [(id_, ours[id_].epoch) for id_ in certain], "the claim's answer was lost"
+            )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
