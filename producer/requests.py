@@ -13,27 +13,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import ErrorDetails, from_json, to_json
+from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, to_json
 
 from shared.errors import Problem, RequestError
 from shared.jobs import Lane
 from shared.tasks import Task, did_you_mean, get_task
 
-#: longest metadata and params of a job, in bytes of JSON
+#: longest metadata of a job, in bytes of JSON
 MAX_METADATA = 64 * 1024
+#: longest reference to a model
+MAX_MODEL = 500
+#: brackets that may stand in params without anyone asking how deep they are nested; a worker reads 200 levels
+SURELY_SHALLOW = 100
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 _NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+#: what pydantic adds to the path of a field, and no user has written
+_TAGS = re.compile(r"(function-|lax-|json-|literal\[).*|str|int|float|bool|list|dict|none")
 
 
 class JobRequest(BaseModel):
     """The keys of a line of a job file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Annotated[str, Field(min_length=1, max_length=64)]
     params: dict[str, Any]
-    model: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=MAX_MODEL)] | None = None
     custom_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63 - 4096)] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
@@ -88,24 +94,28 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
         task = get_task(request.task)
     except RequestError as error:
         raise Invalid([Problem(line, "task", str(error))]) from None
-    problems = _own_problems(line, request, task)
+    problems = _own_problems(line, request, task) + _truth_as_number(line, "", raw, request)
     params: BaseModel | None = None
     try:
         params = task.params.model_validate(request.params)
     except ValidationError as error:
         known = list(task.params.model_fields)
         problems += [_explained(line, "params", item, known) for item in error.errors()]
+    else:
+        problems += _truth_as_number(line, "params.", request.params, params)
     if params is None or problems:
         raise Invalid(problems)
-    metadata = to_json(request.metadata).decode() if request.metadata is not None else None
-    if metadata and len(metadata) > MAX_METADATA:
-        raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {len(metadata)}")])
+    params_json = _as_json(line, "params", params)
+    metadata = _as_json(line, "metadata", request.metadata) if request.metadata is not None else None
+    if metadata and len(metadata.encode()) > MAX_METADATA:
+        got = len(metadata.encode())
+        raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {got}")])
     return ValidJob(
         line=line,
         custom_id=request.custom_id,
         lane=Lane(request.queue or task.queue, task.name, _absolute(request.model or "")),
         priority=request.priority,
-        params_json=params.model_dump_json(exclude_none=True),
+        params_json=params_json,
         seed=request.seed,
         metadata_json=metadata,
         cost=float(task.cost(params)),
@@ -128,11 +138,49 @@ def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
     return problems
 
 
+def _truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: BaseModel) -> list[Problem]:
+    """`true` where a number is wanted: pydantic would read it as 1."""
+    return [
+        Problem(line, f"{prefix}{name}", f"must be a number, got {str(value).lower()}")
+        for name, value in said.items()
+        if isinstance(value, bool) and isinstance(understood := getattr(read, name, value), (int, float))
+        and not isinstance(understood, bool)
+    ]  # fmt: skip
+
+
+def _as_json(line: int, field: str, value: BaseModel | Mapping[str, Any]) -> str:
+    """Canonical JSON that a worker can read back. Raises `Invalid`."""
+    try:
+        made = _without_the_unsaid(value) if isinstance(value, BaseModel) else to_json(value).decode()
+        if made.count("[") + made.count("{") > SURELY_SHALLOW:
+            from_json(made)
+    except PydanticSerializationError:
+        message = "is not valid Unicode: it holds half of a surrogate pair, such as \\ud800"
+        raise Invalid([Problem(line, field, message)]) from None
+    except ValueError:
+        raise Invalid([Problem(line, field, "is nested too deeply")]) from None
+    return made
+
+
+def _without_the_unsaid(params: BaseModel) -> str:
+    """Fields that are None because nobody set them are left out; a None that is somebody's value stays."""
+    unsaid = {
+        name for name, about in type(params).model_fields.items()
+        if about.default is None and getattr(params, name) is None
+    }  # fmt: skip
+    return params.model_dump_json(exclude=unsaid)
+
+
 @cache
 def _wrong_model(model: str) -> str | None:
     """What is wrong with the form of a model reference, or None. Whether it exists is seen by the worker."""
     if model.startswith(("/", "./", "../", "~")):
-        return "must not contain control characters" if _NOT_PRINTABLE.search(model) else None
+        if _NOT_PRINTABLE.search(model):
+            return "must not contain control characters"
+        try:
+            return f"is longer than {MAX_MODEL} characters" if len(_absolute(model)) > MAX_MODEL else None
+        except RuntimeError:
+            return f"there is no such home folder: {model!r}"
     if re.match(r"[A-Za-z0-9+]+:", model):
         kind = model.partition(":")[0]
         return f"references like {kind}:… are not supported yet; use a hub id, starter/… or a folder"
@@ -147,13 +195,29 @@ def _absolute(model: str) -> str:
 
 
 def _explained(line: int | None, prefix: str, item: ErrorDetails, known: Iterable[str]) -> Problem:
-    parts = [prefix, *(str(part) for part in item["loc"] if not str(part).startswith(("function-", "lax-", "json-")))]
-    name = ".".join(part for part in parts if part)
-    return Problem(line, name, _in_words(item, list(known)))
+    parts = [prefix, *(str(part) for part in item["loc"] if not _TAGS.fullmatch(str(part)))]
+    name = printable(".".join(part for part in parts if part))
+    return Problem(line, name if len(name) <= 100 else f"{name[:97]}…", _in_words(item, list(known)))
 
 
-_NUMBERS = {"int_type", "int_parsing", "int_from_float", "int_parsing_size"}
-_FLOATS = {"float_type", "float_parsing", "finite_number"}
+def printable(text: str) -> str:
+    """What other people wrote, fit to be shown: it can neither steer the terminal nor fail to be written down."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+#: pydantic's words for what is wrong, in ours
+_PLAIN = {"missing": "is required", "string_unicode": "is not valid Unicode", "recursion_loop": "is nested too deeply"}
+_MUST_BE = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a finite number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "a text",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "literal_error": "one of {expected}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "string_pattern_mismatch": "of the form {pattern}",
+}
 
 
 def _in_words(item: ErrorDetails, known: list[str]) -> str:
@@ -164,29 +228,22 @@ def _in_words(item: ErrorDetails, known: list[str]) -> str:
     if kind in bounds:
         word, key = bounds[kind]
         return f"must be {word} {context[key]}{got}"
-    if kind == "missing":
-        return "is required"
     if kind == "extra_forbidden":
-        return f"unknown name{did_you_mean(str(item['loc'][-1]), known)}"
-    if kind in _NUMBERS:
-        return f"must be a whole number{got}"
-    if kind in _FLOATS:
-        return f"must be a finite number{got}"
+        return f"unknown name{did_you_mean(str(item['loc'][-1])[:100], known)}"
     if kind in ("string_too_short", "too_short"):
         return (
             "must not be empty" if context["min_length"] == 1 else f"must have at least {context['min_length']} items"
         )
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters, got {len(item['input'])}"
-    simple = {"string_type": "must be a text", "dict_type": "must be an object", "list_type": "must be a list",
-              "bool_parsing": "must be true or false", "bool_type": "must be true or false",
-              "string_unicode": "is not valid Unicode"}  # fmt: skip
-    if kind in simple:
-        return simple[kind] + ("" if kind == "string_unicode" else got)
-    if kind == "literal_error":
-        return f"must be one of {context['expected']}{got}"
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind in _MUST_BE:
+        return f"must be {_MUST_BE[kind].format(**context)}{got}"
     if kind == "value_error":
         return str(context["error"])
+    if "depth exceeded" in item["msg"]:
+        return "is nested too deeply"
     return f"{item['msg'][0].lower()}{item['msg'][1:]}{got}"
 
 

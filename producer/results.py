@@ -148,9 +148,9 @@ class _Download:
                     unfinished += job.status not in ("succeeded", "failed", "cancelled")
                     if self._on_job is not None:
                         self._on_job(job)
-        page = self._sheet.write(self._out) if self._sheet is not None else None
+        sheet = self._sheet.write(self._out) if self._sheet is not None else None
         done = Downloaded(
-            folder=self._out, results=results, page=page, jobs=jobs, written=self._written, skipped=self._skipped,
+            folder=self._out, results=results, page=sheet, jobs=jobs, written=self._written, skipped=self._skipped,
             failed=failed, unfinished=unfinished,
         )  # fmt: skip
         if self._damaged:

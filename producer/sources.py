@@ -9,12 +9,13 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from producer.requests import JOB_KEYS, from_text, main_param
+from producer.requests import JOB_KEYS, from_text, main_param, printable
 from shared.errors import Problem, RequestError
 
 #: longest line of a job file, in bytes
@@ -91,16 +92,24 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | Problem]]:
 
 def _from_json_line(line: int, raw: str, defaults: Defaults) -> dict[str, Any] | Problem:
     try:
-        job = json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+        job = _parsed(raw)
     except json.JSONDecodeError as error:
         return Problem(line, "", f"is not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Problem(line, "", f"is not JSON: {error}")
     if isinstance(job, str) and "task" in defaults.keys:
         return _from_text_line(job, defaults)
     if not isinstance(job, dict):
-        return Problem(line, "", f'must be a JSON object such as {{"task": …, "params": …}}, got {raw[:40]}')
+        return Problem(line, "", f'must be a JSON object such as {{"task": …, "params": …}}, got {printable(raw[:40])}')
     return defaults.filled(job)
+
+
+def _parsed(raw: str) -> Any:
+    """JSON to the letter. Raises `ValueError`."""
+    try:
+        return json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _no_constant(name: str) -> None:
@@ -110,8 +119,7 @@ def _no_constant(name: str) -> None:
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
         raise ValueError(f"{twice!r} stands there twice")
     return made
 
@@ -125,43 +133,69 @@ def _from_text_line(text: str, defaults: Defaults) -> dict[str, Any]:
 
 def _from_csv(stream: BinaryIO, defaults: Defaults) -> Iterator[Item]:
     """Columns named like job keys are those, every other column is a param; an empty cell says nothing."""
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    # What is not UTF-8 comes through as surrogates, so that it spoils its own row only.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(text, strict=True)
     try:
-        header = next(reader, None)
-        if header is None:
-            return
-        header = [name.strip() for name in header]
-        if len(set(header)) != len(header) or "" in header:
-            raise RequestError("the first line of a CSV file names its columns: each once, none empty")
-        for row in reader:
-            if not any(row):
-                continue
-            line = reader.line_num
-            if len(row) != len(header):
+        header: list[str] | None = None
+        for line, row in _rows(reader):
+            if isinstance(row, Problem):
+                if header is None:
+                    raise RequestError(f"the first line of a CSV file names its columns, and it {row.message}")
+                yield line, row
+            elif header is None:
+                header = _columns(row)
+            elif len(row) != len(header):
                 yield line, Problem(line, "", f"has {len(row)} cells, and the first line names {len(header)} columns")
-                continue
-            yield line, _from_row(line, {name: cell for name, cell in zip(header, row, strict=True) if cell}, defaults)
-    except csv.Error as error:
-        yield reader.line_num, Problem(reader.line_num, "", f"is not CSV: {error}")
-    except UnicodeDecodeError:
-        yield reader.line_num + 1, Problem(reader.line_num + 1, "", "is not UTF-8: save the file as UTF-8")
+            else:
+                cells = {name: cell for name, cell in zip(header, row, strict=True) if cell}
+                yield line, _from_row(line, cells, defaults)
     finally:
-        text.detach()
+        if not text.closed:
+            text.detach()
+
+
+def _rows(reader: Any) -> Iterator[tuple[int, list[str] | Problem]]:
+    """Rows that are not empty, each under the number of its last line."""
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield reader.line_num, Problem(reader.line_num, "", f"is not CSV: {error}")
+            continue
+        line = reader.line_num
+        if row is None:
+            return
+        if any("\udc80" <= c <= "\udcff" for cell in row if not cell.isascii() for c in cell):
+            yield line, Problem(line, "", "is not UTF-8: save the file as UTF-8")
+        elif any(row):
+            yield line, row
+
+
+def _columns(row: list[str]) -> list[str]:
+    header = [name.strip() for name in row]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise RequestError(f"the columns of a CSV file stand between commas, not {word}: save it with commas")
+    if len(set(header)) != len(header) or "" in header:
+        raise RequestError("the first line of a CSV file names its columns: each once, none empty")
+    return header
 
 
 def _from_row(line: int, cells: Mapping[str, Any], defaults: Defaults) -> dict[str, Any] | Problem:
     job: dict[str, Any] = {name: value for name, value in cells.items() if name in JOB_KEYS}
     task = str(job.get("task", defaults.keys.get("task", "")))
-    params: dict[str, Any] = {}
     for name in ("params", "metadata"):
         if isinstance(job.get(name), str):
             try:
-                job[name] = json.loads(job[name])
-            except ValueError:
-                return Problem(line, name, "must be a JSON object")
-    params.update(job.pop("params", {}))
+                job[name] = _parsed(job[name])
+            except ValueError as error:
+                return Problem(line, name, f"must be a JSON object: {error}")
+    params = job.get("params", {})
+    if not isinstance(params, Mapping):
+        return Problem(line, "params", "must be a JSON object")
+    params = dict(params)
     for name, value in cells.items():
         if name not in JOB_KEYS:
             params[name] = from_text(task, name, value) if isinstance(value, str) else value
@@ -184,13 +218,16 @@ def from_objects(things: Iterable[Any], defaults: Defaults) -> Iterator[Item]:
         elif isinstance(thing, Mapping):
             yield line, defaults.filled({str(key): value for key, value in thing.items()})
         elif is_dataclass(thing) and not isinstance(thing, type):
-            yield line, defaults.filled({key: value for key, value in asdict(thing).items() if value is not None})
+            said = {field.name: getattr(thing, field.name) for field in fields(thing)}
+            yield line, defaults.filled({key: value for key, value in said.items() if value is not None})
         else:
             yield line, Problem(line, "", f"must be a text, a dict or a Job, got {type(thing).__name__}")
 
 
 def _plain(value: Any) -> Any:
     """A DataFrame's cell as Python has it; missing values are None."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) or str(value) == "<NA>" else value
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # numpy's numbers and arrays
+    if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value

@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -107,26 +108,27 @@ def fill_spool(
         folder.mkdir(parents=True, exist_ok=True)
         spool = Spool(tempfile.TemporaryFile("w+b", dir=folder, prefix="spool-"))  # noqa: SIM115 - the spool owns it
     except OSError as error:
-        raise Unavailable(
-            "data folder",
-            str(folder),
-            f"cannot be written: {error.strerror}",
-            "free it, or set AIGC_DATA_DIR elsewhere",
-        ) from None
+        raise _unwritable(folder, error) from None
     try:
-        _fill(spool, source, report)
+        _fill(spool, source, folder, report)
         if spool.problem_count and not skip_invalid:
             raise InvalidJobs(spool.problems, count=spool.problem_count, report=str(report) if report else None)
         if not spool.total:
             empty = "no line of the input is valid" if spool.problem_count else "the input holds no jobs"
             raise RequestError(f"nothing was stored: {empty}")
     except BaseException:
-        spool.file.close()
+        with suppress(OSError):  # a full disk says so a second time
+            spool.file.close()
         raise
     return spool
 
 
-def _fill(spool: Spool, source: Iterable[Item], report: Path | None) -> None:
+def _unwritable(path: Path, error: OSError) -> Unavailable:
+    advice = "free some space there, or set AIGC_DATA_DIR elsewhere"
+    return Unavailable("data folder", str(path), f"cannot be written: {error.strerror}", advice)
+
+
+def _fill(spool: Spool, source: Iterable[Item], folder: Path, report: Path | None) -> None:
     digest = hashlib.sha256()
     ids = _CustomIds()
     lanes: dict[Lane, int] = {}
@@ -147,10 +149,18 @@ def _fill(spool: Spool, source: Iterable[Item], report: Path | None) -> None:
             )  # fmt: skip
             digest.update(row)
             # A drawn seed is no part of the request: the same request again has the same digest.
-            spool.file.write(b"%d %s\n" % (draw_seed() if found.seed is None else found.seed, row))
+            line_of_spool = b"%d %s\n" % (draw_seed() if found.seed is None else found.seed, row)
+            try:
+                spool.file.write(line_of_spool)
+            except OSError as error:
+                raise _unwritable(folder, error) from None
             spool.total += 1
             spool.cost += found.cost
             spool.ready[number, found.priority] += 1
+    try:
+        spool.file.flush()
+    except OSError as error:
+        raise _unwritable(folder, error) from None
     digest.update(repr(lanes).encode())
     spool.lanes = list(lanes)
     spool.digest = digest.hexdigest()
@@ -182,11 +192,15 @@ class _Report:
     def __call__(self, problems: list[Problem]) -> None:
         if self._path is None:
             return
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
-        self._file.writelines(f"{problem}\n" for problem in problems)
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace")
+            self._file.writelines(f"{problem}\n" for problem in problems)
+        except OSError as error:
+            raise _unwritable(self._path, error) from None
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from itertools import islice
+from unicodedata import category
 
 from producer.spool import Spool
 from shared import jobs
 from shared.database import Database
-from shared.errors import RequestError, Unavailable
+from shared.errors import AigcError, RequestError, Unavailable
 from shared.jobs import NewBatch
 from shared.queue import Queue
 from shared.settings import Settings
@@ -19,6 +20,8 @@ log = logging.getLogger("aigc.submit")
 #: jobs per transaction: short enough that nobody waits for a million lines
 CHUNK = 5000
 MAX_NAME = 200
+#: ten years
+MAX_EXPIRES_S = 10 * 365 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,12 @@ def submit(
     nothing was accepted.
     """
     for what, value in (("name", name), ("idempotency key", idempotency_key)):
-        if value is not None and not 0 < len(value.strip()) <= MAX_NAME:
+        if value is not None and (not value.strip() or len(value) > MAX_NAME):
             raise RequestError(f"the {what} must have 1 to {MAX_NAME} characters")
+        if value is not None and any(category(character) in ("Cc", "Cs") for character in value):
+            raise RequestError(f"the {what} must not contain control characters, and be valid Unicode")
+    if expires_s is not None and not 0 < expires_s <= MAX_EXPIRES_S:
+        raise RequestError(f"expires must be more than 0 and at most {MAX_EXPIRES_S} seconds, got {expires_s}")
     batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
     first = jobs.begin_batch(db, batch)
     if first != batch.id:
@@ -83,6 +90,10 @@ def _clear_away(db: Database, batch_id: str) -> None:
 def _ring(settings: Settings, db: Database, spool: Spool) -> tuple[str, ...]:
     try:
         Queue(settings).ring(db, sorted({lane.queue for lane in spool.lanes}))
-    except Unavailable as error:
+    except AigcError as error:
         return (f"the jobs are stored; they start when Redis answers: {error}",)
+    except Exception as error:
+        # Whatever Redis and its clients do: the jobs stand in SQL, and the answer is "accepted".
+        log.warning("ringing failed", exc_info=True)
+        return (f"the jobs are stored; they start when the keeper can ring: {type(error).__name__}: {error}",)
     return ()

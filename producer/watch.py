@@ -165,20 +165,20 @@ def _title(batch: BatchRecord) -> Text:
 
 
 def _numbers(batch: BatchRecord) -> Text:
+    """How far, how fast, how long; and below it a count for each colour of the bar."""
     from rich.text import Text
 
     text = Text(f"{batch.finished:,} of {batch.total:,}", style="bold")
     if batch.total:
         text.append(f"  {100 * batch.finished // batch.total} %", style="not bold dim")
-    for state, colour in _LOOKS:
-        if batch.counts.get(state):
-            text.append("   ● ", style=f"not bold {colour}").append(
-                f"{batch.counts[state]:,} {state}", style="not bold"
-            )
     if batch.rate_per_s:
-        text.append(f"   {rate(batch.rate_per_s)}", style="not bold cyan")
+        text.append(f"  {rate(batch.rate_per_s)}", style="not bold cyan")
     if batch.eta_s:
-        text.append(f"   {hms(batch.eta_s)} left", style="not bold cyan")
+        text.append(f"  {hms(batch.eta_s)} left", style="not bold cyan")
+    present = [(state, colour) for state, colour in _LOOKS if batch.counts.get(state)]
+    for n, (state, colour) in enumerate(present):
+        text.append("   " if n else "\n").append("● ", style=f"not bold {colour}")
+        text.append(f"{batch.counts[state]:,} {state}", style="not bold")
     return text
 
 

@@ -30,9 +30,13 @@ def why(db: Database, job: JobRecord, workers: Sequence[WorkerRecord]) -> str:
 
 def _why_queued(db: Database, job: JobRecord, workers: Sequence[WorkerRecord]) -> str:
     with db.read() as connection:
-        state = connection.scalar(select(batches.c.state).where(batches.c.id == job.batch_id))
-    if state == "loading":
+        batch = connection.execute(
+            select(batches.c.state, batches.c.cancelled_at).where(batches.c.id == job.batch_id)
+        ).one()
+    if batch.state == "loading":
         return "Its batch is still being submitted."
+    if batch.cancelled_at is not None:
+        return "Its batch is being cancelled."
     clock = db.clock()
     available_at = job.timings.get("available_at")
     if available_at and available_at > clock:
@@ -64,7 +68,9 @@ def _ahead(db: Database, job: JobRecord) -> int:
         others = connection.scalar(
             select(func.coalesce(func.sum(backlog.c.ready), 0))
             .join(lanes, lanes.c.id == backlog.c.lane_id)
+            .join(batches, batches.c.id == backlog.c.batch_id)
             .where(
+                batches.c.cancelled_at.is_(None),
                 lanes.c.queue == job.queue,
                 backlog.c.batch_id != job.batch_id,
                 or_(

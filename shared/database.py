@@ -6,6 +6,7 @@ database says that trying again is right, and never after its COMMIT was sent (`
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -65,10 +67,14 @@ class Database:
             parsed = make_url(url)
             self.is_sqlite = parsed.get_backend_name() == "sqlite"
             self._path = Path(parsed.database) if self.is_sqlite and parsed.database else None
+            if self.is_sqlite and parsed.database in (None, "", ":memory:"):
+                raise ArgumentError("a database in memory is of no use to several processes")
             if self.is_sqlite:
                 self.engine = _sqlite(url)
-            else:
+            elif parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg":
                 self.engine = _postgresql(url, settings)
+            else:
+                raise ArgumentError(f"{parsed.drivername} is not supported")
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise RequestError(
                 f"AIGC_DATABASE_URL cannot be used: {error}; "
@@ -194,13 +200,16 @@ class Database:
         """What a driver's error means to a person. Errors that are defects of ours come back unchanged, by raising."""
         reason = " ".join(str(error.orig).split())
         lowered = reason.lower()
+        state = _sqlstate(error)
         for sign, advice in _ADVICE:
-            if sign in lowered:
+            if sign in lowered and state[:2] != "42":
                 return Unavailable("database", self.address, reason, advice)
+        if state in _ADVICE_BY_STATE:
+            return Unavailable("database", self.address, reason, _ADVICE_BY_STATE[state])
         if error.connection_invalidated:
             return Unavailable("database", self.address, reason, "see that it runs and can be reached")
         no_answer = not isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlstate", "") is None
-        if no_answer or _sqlstate(error)[:2] in {"08", "53", "57", "58"}:
+        if no_answer or state[:2] in {"08", "53", "57", "58"}:
             return Unavailable("database", self.address, reason, "see that it runs and can be reached")
         raise error
 
@@ -227,6 +236,17 @@ _ADVICE = (
     ("database is locked", "another process holds a write for very long: see what it does"),
 )
 
+#: the same by PostgreSQL's code, where the words depend on its language
+_ADVICE_BY_STATE = {
+    "28P01": "check user and password in AIGC_DATABASE_URL",
+    "3D000": "create it, or correct the name in AIGC_DATABASE_URL",
+    "42501": "let this user read and write the tables of aigc (GRANT)",
+    "25006": "this server only reads: name the primary in AIGC_DATABASE_URL",
+    "40001": "the database is very busy: try again",
+    "40P01": "the database is very busy: try again",
+    "55P03": "another process holds a lock for very long: see pg_stat_activity",
+}
+
 
 def _sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
@@ -241,9 +261,22 @@ def _worth_another_try(error: DBAPIError) -> bool:
     return isinstance(error.orig, sqlite3.OperationalError) and "locked" in str(error.orig)
 
 
+def _json(value: Any) -> str:
+    """What JSON columns hold: a number that is none, such as a NaN among facts, becomes null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return to_json(value, inf_nan_mode="null").decode()
+
+
 def _sqlite(url: str) -> Engine:
     # A connection per use: opening one costs 0.1 ms, and threads and forks never share one.
-    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": 30.0, "check_same_thread": False})
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        json_serializer=_json,
+        connect_args={"timeout": 30.0, "check_same_thread": False},
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -263,6 +296,7 @@ def _postgresql(url: str, settings: Settings) -> Engine:
     return create_engine(
         url,
         pool_pre_ping=True,
+        json_serializer=_json,
         pool_size=5,
         max_overflow=5,
         pool_timeout=30,

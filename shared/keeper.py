@@ -47,6 +47,7 @@ class Keeper:
         jobs.expire(self._db)
         if time.monotonic() >= self._slow_round_at:
             jobs.abandon_silent_batches(self._db)
+            jobs.finish_cancelled(self._db)
             self._slow_round_at = time.monotonic() + SLOW_ROUND_S
         self._queue.ring(self._db)
 

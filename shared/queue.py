@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from shared.database import Database
 from shared.errors import RequestError, Unavailable
 from shared.settings import Settings, without_password
-from shared.tables import backlog, jobs, lanes
+from shared.tables import backlog, batches, jobs, lanes
 
 #: name of the one Celery task
 TASK_NAME = "aigc.generate"
@@ -132,7 +132,8 @@ def _ready(db: Database, queues: list[str] | None) -> list[tuple[str, int]]:
     statement = (
         select(lanes.c.queue, func.sum(backlog.c.ready))
         .join(lanes, lanes.c.id == backlog.c.lane_id)
-        .where(backlog.c.ready > 0)
+        .join(batches, batches.c.id == backlog.c.batch_id)
+        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
         .group_by(lanes.c.queue)
     )
     if queues is not None:
@@ -147,7 +148,8 @@ def _hints(db: Database, queue: str, messages: int) -> Iterator[tuple[str, list[
         rows = connection.execute(
             select(backlog.c.batch_id, backlog.c.lane_id, backlog.c.priority)
             .join(lanes, lanes.c.id == backlog.c.lane_id)
-            .where(lanes.c.queue == queue, backlog.c.ready > 0)
+            .join(batches, batches.c.id == backlog.c.batch_id)
+            .where(lanes.c.queue == queue, backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
             .order_by(backlog.c.priority.desc(), backlog.c.opened_at, backlog.c.batch_id, backlog.c.lane_id)
             .limit(messages)
         ).all()

@@ -7,14 +7,17 @@ folder as storage, and a Redis that `aigc up` owns, all below `data_dir`.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import RequestError
+
+_PASSWORD = re.compile(r"^([^:/?#]+://[^:/@]*):.*@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|sslpassword)=)[^&]*", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -149,8 +152,6 @@ def load_settings(**overrides: object) -> Settings:
 
 def without_password(url: str) -> str:
     """The same URL, fit to be shown: user and host stay, the password does not."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rsplit("@", 1)[1]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    # Not by `urlsplit`: to it a password ends at a `/`, `?` or `#`; what connects takes them.
+    shown = _PASSWORD.sub(r"\1:***@", url)
+    return _PASSWORD_IN_QUERY.sub(r"\1***", shown)

@@ -34,8 +34,6 @@ MAX_WAITING = 64
 GROUP = 64
 #: outputs up to this many bytes share one object with their neighbours of the batch
 PACK_BELOW = 64 * 1024
-#: seconds before a job is tried again that could not be stored
-STORAGE_DELAY_S = 10.0
 
 _PACKED_TYPES = ("text/", "application/json")
 _EXTENSIONS = {
@@ -69,13 +67,23 @@ class Finisher:
     """The thread that stores and commits for one worker session."""
 
     def __init__(
-        self, session: Session, db: Database, storage: Storage, on_trouble: Callable[[Unavailable], None]
+        self,
+        session: Session,
+        db: Database,
+        storage: Callable[[], Storage],
+        on_trouble: Callable[[Unavailable], None],
+        *,
+        retry_after_s: float,
     ) -> None:
-        """`on_trouble` hears of a storage that fails; the jobs concerned have then been given back."""
+        """`storage` is asked for at each group; `on_trouble` hears of one that fails.
+
+        The jobs concerned have then been given back, to be tried again in `retry_after_s` seconds.
+        """
         self._session = session
         self._db = db
         self._storage = storage
         self._on_trouble = on_trouble
+        self._retry_after_s = retry_after_s
         self._waiting: queue.Queue[Finished | None] = queue.Queue(MAX_WAITING)
         self._packs = itertools.count(1)
         self._broken: BaseException | None = None
@@ -146,7 +154,9 @@ class Finisher:
                 raise
             log.error("results could not be stored: %s", error)
             held = [(item.job.id, item.job.epoch) for item, _ in done]
-            self._insist(lambda: jobs.give_back(self._db, self._session.id, held, str(error), delay_s=STORAGE_DELAY_S))
+            self._insist(
+                lambda: jobs.give_back(self._db, self._session.id, held, str(error), delay_s=self._retry_after_s)
+            )
             self._on_trouble(error)
         finally:
             self._session.release(item.job.id for item in group)
@@ -158,8 +168,9 @@ class Finisher:
             by_tenant.setdefault(tenant, []).append(key)
         for tenant, keys in by_tenant.items():
             self._insist(lambda tenant=tenant, keys=keys: jobs.intend(self._db, self._session.id, tenant, keys))  # type: ignore[misc]
+        storage = self._storage()
         for key, (_, body, media_type) in uploads.items():
-            self._storage.put(key, body, media_type=media_type)
+            storage.put(key, body, media_type=media_type)
         results = [
             Success(item.job.id, item.job.epoch, placed[item.job.id], item.device_s, item.record) for item, _ in done
         ]

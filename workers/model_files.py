@@ -71,7 +71,8 @@ def starter_folders() -> dict[str, Path]:
     """The models that ship with the project, by name: beside this file in a wheel, in `models/` of a checkout."""
     here = Path(__file__).resolve().parent
     found: dict[str, Path] = {}
-    for root in (here.parent / "models", here / "starter"):
+    checkout = [here.parent / "models"] if (here.parent / "pyproject.toml").is_file() else []
+    for root in (*checkout, here / "starter"):
         for index in _INDEXES:
             found.update({path.parent.name: path.parent for path in root.glob(f"*/{index}")})
     return found

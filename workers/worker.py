@@ -26,7 +26,7 @@ from shared.settings import Settings
 from shared.storage import open_storage
 from shared.tables import backlog, lanes, worker_sessions
 from shared.tasks import get_task
-from workers.finisher import STORAGE_DELAY_S, Finished, Finisher
+from workers.finisher import Finished, Finisher
 from workers.generators import Device, Failed, Outcome, Work
 from workers.residency import Residency, Resident
 from workers.session import Session, Stopping, Unwanted
@@ -62,7 +62,13 @@ class Worker:
         return Session(self._settings, self._db, device=self._device_label, queues=self._queues)
 
     def _new_finisher(self) -> Finisher:
-        return Finisher(self._session, self._db, self._storage, self._storage_failed)
+        return Finisher(
+            self._session,
+            self._db,
+            lambda: self._storage,
+            self._storage_failed,
+            retry_after_s=self._settings.idle_look_s,
+        )
 
     @property
     def session_id(self) -> str:
@@ -88,7 +94,7 @@ class Worker:
                     self._begin_anew()
                 except Unavailable as error:
                     log.error("%s; nothing is claimed until it answers", error)
-                    self._hold_until = time.monotonic() + STORAGE_DELAY_S / 2
+                    self._hold_until = time.monotonic() + self._settings.idle_look_s
             self._finisher.flush()
         return taken
 
@@ -101,6 +107,7 @@ class Worker:
                 self._begin_anew()
         if self._hold_until and time.monotonic() >= self._hold_until:
             try:
+                self._storage = open_storage(self._settings)  # afresh: a disk may have come back elsewhere
                 self._storage.check()
             except Unavailable as error:
                 self._storage_failed(error)
@@ -261,7 +268,7 @@ class Worker:
 
     def _storage_failed(self, error: Unavailable) -> None:
         self._session.say("storage", str(error))
-        self._hold_until = time.monotonic() + STORAGE_DELAY_S
+        self._hold_until = time.monotonic() + self._settings.idle_look_s
 
     def _begin_anew(self) -> None:
         self._session.close()

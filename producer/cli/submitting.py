@@ -63,6 +63,8 @@ def submit(
     params = _assignments(set_ or [], task)
     defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
     report = settings.data_dir / "problems" / f"{new_batch_id()}.txt"
+    if file == "-" and sys.stdin is None:
+        raise RequestError("there is no standard input to read jobs from")
     with open_source(sys.stdin.buffer if file == "-" else file) as stream:
         items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
         try:

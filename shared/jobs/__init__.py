@@ -10,7 +10,7 @@ from shared.jobs.claim import ClaimedJob, claim, enter
 from shared.jobs.clock import expire, release_due
 from shared.jobs.lease import Held, SessionLost, close_session, open_session, renew
 from shared.jobs.outcome import Failure, StoredArtifact, Success, fail, give_back, intend, succeed
-from shared.jobs.owner import cancel_batch, cancel_jobs, retry
+from shared.jobs.owner import cancel_batch, cancel_jobs, finish_cancelled, retry
 from shared.jobs.reap import reap
 from shared.jobs.submission import (
     Lane,
@@ -26,6 +26,6 @@ from shared.jobs.submission import (
 __all__ = [
     "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "SessionLost", "StoredArtifact", "Success", "abandon_batch",
     "abandon_silent_batches", "add_jobs", "begin_batch", "cancel_batch", "cancel_jobs", "claim", "close_session",
-    "enter", "expire", "fail", "give_back", "intend", "lane_ids", "open_batch", "open_session", "reap", "release_due",
+    "enter", "expire", "fail", "finish_cancelled", "give_back", "intend", "lane_ids", "open_batch", "open_session", "reap", "release_due",
     "renew", "retry", "succeed",
 ]  # fmt: skip

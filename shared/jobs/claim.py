@@ -17,14 +17,8 @@ from sqlalchemy import (
 from shared.counters import moved
 from shared.database import Database, now
 from shared.jobs.lease import SessionLost, is_open
-
-#: rows per transaction where a transition covers very many
 from shared.jobs.pieces import MOVED, held_by
-from shared.tables import (
-    backlog,
-    jobs,
-    lanes,
-)
+from shared.tables import backlog, batches, jobs, lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +82,13 @@ def claim(db: Database, *, session: str, lane_id: int, priority: int, limit: int
 def _pick(connection: Connection, lane_id: int, priority: int, limit: int, window_s: float) -> list[str]:
     batch_ids = connection.scalars(
         select(backlog.c.batch_id)
-        .where(backlog.c.lane_id == lane_id, backlog.c.priority == priority, backlog.c.ready > 0)
+        .join(batches, batches.c.id == backlog.c.batch_id)
+        .where(
+            backlog.c.lane_id == lane_id,
+            backlog.c.priority == priority,
+            backlog.c.ready > 0,
+            batches.c.cancelled_at.is_(None),
+        )
         .order_by(backlog.c.opened_at, backlog.c.batch_id)
         .limit(limit)
     ).all()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import (
     Connection,
     and_,
+    exists,
     literal,
     select,
     update,
@@ -12,12 +15,8 @@ from sqlalchemy import (
 
 from shared.counters import moved
 from shared.database import Database, now
-
-#: rows per transaction where a transition covers very many
 from shared.jobs.pieces import CHUNK, MOVED, count_errors
-from shared.tables import (
-    jobs,
-)
+from shared.tables import batches, jobs
 
 
 def release_due(db: Database) -> int:
@@ -35,7 +34,7 @@ def release_due(db: Database) -> int:
         moved(connection, rows, "queued", "queued", "released", ready=1)
         return len(rows)
 
-    return db.write(work)
+    return _all_of(db, work)
 
 
 def expire(db: Database) -> int:
@@ -44,7 +43,9 @@ def expire(db: Database) -> int:
 
     def work(connection: Connection) -> int:
         c = jobs.c
-        late = and_(c.state.in_(("waiting", "queued")), c.expires_at <= now())
+        # Not while its batch is loading: counters and backlog begin when it opens.
+        opened = exists().where(batches.c.id == c.batch_id, batches.c.state == "open")
+        late = and_(c.state.in_(("waiting", "queued")), c.expires_at <= now(), opened)
         before = {
             row.id: row
             for row in connection.execute(
@@ -73,4 +74,14 @@ def expire(db: Database) -> int:
             count_errors(connection, these, "expired", message)
         return len(rows)
 
-    return db.write(work)
+    return _all_of(db, work)
+
+
+def _all_of(db: Database, work: Callable[[Connection], int]) -> int:
+    """Chunk after chunk, each in a transaction of its own, until one is not full."""
+    total = 0
+    while True:
+        done = db.write(work)
+        total += done
+        if done < CHUNK:
+            return total

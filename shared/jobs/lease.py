@@ -22,8 +22,6 @@ from shared.tables import (
     worker_sessions,
 )
 
-#: rows per transaction where a transition covers very many
-
 
 class SessionLost(Exception):
     """This worker session was presumed dead and its jobs were given to others: begin a new one."""

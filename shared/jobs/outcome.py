@@ -20,9 +20,7 @@ from sqlalchemy import (
 
 from shared.counters import moved, upsert
 from shared.database import Database, now
-
-#: rows per transaction where a transition covers very many
-from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, held_by, take_back
+from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, held_by, storable, take_back
 from shared.tables import (
     artifacts,
     jobs,
@@ -150,13 +148,14 @@ def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:
     """
     groups: dict[tuple[str, str, bool], list[Failure]] = {}
     for failure in failures:
-        groups.setdefault((failure.code, failure.message, failure.retryable), []).append(failure)
+        kind = (storable(failure.code)[:64], storable(failure.message), failure.retryable)
+        groups.setdefault(kind, []).append(failure)
 
     def work(connection: Connection) -> set[str]:
         ours: set[str] = set()
         for (code, message, retryable), members in groups.items():
             c = jobs.c
-            again = and_(literal(retryable), c.attempts + 1 < c.max_attempts)
+            again = and_(literal(retryable), c.attempts + 1 < c.max_attempts, ~c.cancel_requested)
             rows = take_back(
                 connection, held_by(session, [(member.id, member.epoch) for member in members]),
                 state=case((c.cancel_requested, "cancelled"), (again, "queued"), else_="failed"),
@@ -185,6 +184,7 @@ def give_back(
     """
     c = jobs.c
     too_often = c.give_backs >= MAX_GIVE_BACKS
+    reason = storable(reason)
     message = f"given back {MAX_GIVE_BACKS} times without being finished; the last time: {reason}"
 
     def work(connection: Connection) -> set[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
     case,
-    delete,
+    exists,
     func,
     null,
     or_,
@@ -20,19 +22,14 @@ from sqlalchemy import (
 from shared.counters import count_error, moved
 from shared.database import Database, now
 from shared.errors import NotFound
-
-#: rows per transaction where a transition covers very many
 from shared.jobs.pieces import CHUNK, MOVED
-from shared.tables import (
-    backlog,
-    batches,
-    jobs,
-)
+from shared.tables import batch_counters, batches, jobs
 
 
 def cancel_jobs(db: Database, tenant: str, ids: Sequence[str]) -> int:
     """Cancel jobs: at once if they wait, at their next step if they run. Returns how many it concerned."""
-    return db.write(lambda connection: _cancel(connection, and_(jobs.c.tenant_id == tenant, jobs.c.id.in_(ids))))
+    opened = exists().where(batches.c.id == jobs.c.batch_id, batches.c.state == "open")
+    return sum(db.write(partial(_cancel, which=and_(_of(tenant, some), opened))) for some in _chunks(ids))
 
 
 def cancel_batch(db: Database, tenant: str, batch_id: str) -> int:
@@ -46,20 +43,40 @@ def cancel_batch(db: Database, tenant: str, batch_id: str) -> int:
         )
         if marked.rowcount != 1:
             raise NotFound(f"there is no batch {batch_id}")
-        connection.execute(delete(backlog).where(backlog.c.batch_id == batch_id))
 
     db.write(mark, replayable=True)
+    return _cancel_rows(db, batch_id)
+
+
+def finish_cancelled(db: Database) -> int:
+    """Let the rows of cancelled batches follow where whoever cancelled them died on the way; returns how many jobs."""
+    c = batch_counters.c
+    with db.read() as connection:
+        unfinished = connection.scalars(
+            select(batches.c.id)
+            .join(batch_counters, c.batch_id == batches.c.id)
+            .where(batches.c.cancelled_at.is_not(None), c.waiting + c.queued > 0)
+        ).all()
+    return sum(_cancel_rows(db, batch_id) for batch_id in unfinished)
+
+
+def _cancel_rows(db: Database, batch_id: str) -> int:
     total = 0
-    open_ones = and_(jobs.c.batch_id == batch_id, _cancellable())
-    while True:
-        done = db.write(
-            lambda connection: _cancel(
-                connection, jobs.c.id.in_(select(jobs.c.id).where(open_ones).order_by(jobs.c.id).limit(CHUNK))
-            )
-        )
+    some = select(jobs.c.id).where(jobs.c.batch_id == batch_id, _cancellable()).order_by(jobs.c.id).limit(CHUNK)
+    # Until nothing is left: a chunk that workers finish parts of meanwhile is not the last one.
+    while done := db.write(partial(_cancel, which=jobs.c.id.in_(some))):
         total += done
-        if done < CHUNK:
-            return total
+    return total
+
+
+def _of(tenant: str, ids: Sequence[str]) -> ColumnElement[bool]:
+    return and_(jobs.c.tenant_id == tenant, jobs.c.id.in_(ids))
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Databases take only so many parameters in a statement."""
+    in_order = sorted(set(ids))
+    return (in_order[start : start + CHUNK] for start in range(0, len(in_order), CHUNK))
 
 
 def _cancellable() -> ColumnElement[bool]:
@@ -106,43 +123,45 @@ def _cancel(connection: Connection, which: ColumnElement[bool]) -> int:
 def retry(db: Database, tenant: str, batch_id: str, ids: Sequence[str] | None = None, *, cancelled: bool = True) -> int:
     """T10: put failed (and cancelled) jobs of a batch back with a fresh allowance; returns how many.
 
-    `ids` picks some of them; `cancelled=False` leaves cancelled ones alone.
+    `ids` picks some of them; `cancelled=False` leaves cancelled ones alone. Each is put back once, also if it fails
+    again meanwhile.
     """
     states = ("failed", "cancelled") if cancelled else ("failed",)
-    c = jobs.c
-    which = and_(c.batch_id == batch_id, c.tenant_id == tenant, c.state.in_(states))
+    which = and_(jobs.c.batch_id == batch_id, jobs.c.tenant_id == tenant, jobs.c.state.in_(states))
+    put_back = partial(_retry, batch_id=batch_id, states=states)
     if ids is not None:
-        which = and_(which, c.id.in_(ids))
+        return sum(len(db.write(partial(put_back, which=and_(which, _of(tenant, some))))) for some in _chunks(ids))
+    total, last = 0, ""
+    while done := db.write(partial(put_back, which=and_(which, jobs.c.id > last))):
+        total, last = total + len(done), done[-1]
+    return total
 
-    def work(connection: Connection) -> int:
-        before = connection.execute(
+
+def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool], states: Sequence[str]) -> list[str]:
+    c = jobs.c
+    before = {
+        row.id: row
+        for row in connection.execute(
             select(c.id, c.state, c.error_code).where(which).order_by(c.id).limit(CHUNK).with_for_update()
-        ).all()
-        if not before:
-            return 0
-        connection.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
-        rows = connection.execute(
-            update(jobs)
-            .where(c.id.in_([row.id for row in before]), c.state.in_(states))
-            .values(
-                state="queued", epoch=c.epoch + 1, attempts=0, give_backs=0, available_at=None, expires_at=None,
-                cancel_requested=False, worker_session=None, claimed_at=None, entered_at=None, company=None,
-                finished_at=None, progress=None, error_code=None, error_message=None,
-            )
-            .returning(*MOVED)
-        ).all()  # fmt: skip
-        was = {row.id: row for row in before}
-        for source in states:
-            these = [row for row in rows if was[row.id].state == source]
-            moved(connection, these, source, "queued", "retry_requested", ready=1)
-        codes = [was[row.id].error_code for row in rows if was[row.id].state == "failed"]
-        for code in sorted({code for code in codes if code}):
-            count_error(connection, batch_id, code, "", -codes.count(code))
-        return len(rows)
-
-    total = 0
-    while True:
-        done = db.write(work)
-        total += done
-        if done < CHUNK:
-            return total
+        )
+    }
+    if not before:
+        return []
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
+    rows = connection.execute(
+        update(jobs)
+        .where(c.id.in_(list(before)), c.state.in_(states))
+        .values(
+            state="queued", epoch=c.epoch + 1, attempts=0, give_backs=0, available_at=None, expires_at=None,
+            cancel_requested=False, worker_session=None, claimed_at=None, entered_at=None, company=None,
+            finished_at=None, progress=None, error_code=None, error_message=None,
+        )
+        .returning(*MOVED)
+    ).all()  # fmt: skip
+    for source in states:
+        these = [row for row in rows if before[row.id].state == source]
+        moved(connection, these, source, "queued", "retry_requested", ready=1)
+    codes = Counter(before[row.id].error_code for row in rows if before[row.id].state == "failed")
+    for code, n in sorted((code, n) for code, n in codes.items() if code):
+        count_error(connection, batch_id, code, "", -n)
+    return list(before)

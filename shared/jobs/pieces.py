@@ -26,9 +26,6 @@ from shared.tables import (
 )
 
 #: rows per transaction where a transition covers very many
-
-
-#: rows per transaction where a transition covers very many
 CHUNK = 2000
 #: seconds before the second, third, … attempt; the last one for all that follow
 BACKOFF_S = (2.0, 8.0, 30.0, 120.0, 300.0)
@@ -93,6 +90,11 @@ def end_attempts(
             for row in rows
         ],
     )  # fmt: skip
+
+
+def storable(text: str) -> str:
+    """A message from anywhere, as every database takes it: without NUL, and valid Unicode."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def count_errors(connection: Connection, rows: Sequence[Row[Any]], code: str, message: str) -> None:

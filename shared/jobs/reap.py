@@ -14,8 +14,6 @@ from sqlalchemy import (
 
 from shared.counters import moved
 from shared.database import Database, now
-
-#: rows per transaction where a transition covers very many
 from shared.jobs.pieces import backoff, count_errors, end_attempts, take_back
 from shared.tables import (
     jobs,
@@ -67,7 +65,7 @@ def _reap(connection: Connection, session: str) -> bool:
         state=case((c.cancel_requested, "cancelled"), (spent, "failed"), else_="queued"), epoch=c.epoch + 1,
         attempts=case((alone, c.attempts + 1), else_=c.attempts),
         max_company=case((in_company, case((c.company > 8, 8), else_=1)), else_=c.max_company),
-        available_at=case((and_(alone, ~spent), now() + backoff()), else_=null()),
+        available_at=case((and_(alone, ~spent, ~c.cancel_requested), now() + backoff()), else_=null()),
         error_code=case((alone, "worker_died"), else_=null()), error_message=case((alone, message), else_=null()),
     )  # fmt: skip
     for target, delayed in (("queued", False), ("queued", True), ("failed", False), ("cancelled", False)):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
+    and_,
     delete,
     exists,
     insert,
@@ -27,11 +30,10 @@ from shared.tables import (
     tenants,
 )
 
-#: rows per transaction where a transition covers very many
-
-
 #: seconds after which a submission that shows no life is taken for dead
 LOADING_TIMEOUT_S = 3600.0
+#: the same where somebody submits again under its idempotency key
+SILENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +69,37 @@ def begin_batch(db: Database, batch: NewBatch) -> str:
         connection.execute(
             upsert(connection)(tenants).values(id=batch.tenant, created_at=now()).on_conflict_do_nothing()
         )
-        if batch.idempotency_key is not None:
+        for _ in range(2):
             earlier = _replayed(connection, batch)
             if earlier is not None:
                 return earlier
-        statement = upsert(connection)(batches).values(
-            id=batch.id, tenant_id=batch.tenant, name=batch.name, state="loading", total=batch.total,
-            idempotency_key=batch.idempotency_key, request_digest=batch.request_digest,
-            created_at=now(), touched_at=now(),
-        )  # fmt: skip
-        connection.execute(statement.on_conflict_do_nothing(index_elements=["id"]))
-        return batch.id
+            statement = upsert(connection)(batches).values(
+                id=batch.id, tenant_id=batch.tenant, name=batch.name, state="loading", total=batch.total,
+                idempotency_key=batch.idempotency_key, request_digest=batch.request_digest,
+                created_at=now(), touched_at=now(),
+            )  # fmt: skip
+            connection.execute(statement.on_conflict_do_nothing())
+            if connection.scalar(select(exists().where(batches.c.id == batch.id))):
+                return batch.id
+            # The same key came in at the same moment under another id, and was first: look again.
+        raise NotAllowed(f"idempotency key {batch.idempotency_key!r} is being used right now: try again in a minute")
 
     return db.write(work, replayable=True)
 
 
 def _replayed(connection: Connection, batch: NewBatch) -> str | None:
-    """The batch that this request has made before; a dead attempt at it is cleared away."""
+    """The batch that this request has made before; a dead attempt under its key is cleared away."""
+    if batch.idempotency_key is None:
+        return None
     first = connection.execute(
         select(batches, (now() - batches.c.touched_at).label("silent_s")).where(
             batches.c.tenant_id == batch.tenant, batches.c.idempotency_key == batch.idempotency_key
         )
     ).first()
     if first is None or first.id == batch.id:
+        return None
+    if first.state == "loading" and first.silent_s >= SILENT_S:
+        _clear_away(connection, and_(batches.c.id == first.id, batches.c.touched_at <= now() - SILENT_S))
         return None
     if first.request_digest != batch.request_digest:
         raise NotAllowed(
@@ -98,22 +108,30 @@ def _replayed(connection: Connection, batch: NewBatch) -> str | None:
         )
     if first.state == "open":
         return str(first.id)
-    if first.silent_s < 30:
-        raise NotAllowed(f"the same request is being submitted right now as batch {first.id}: try again in a minute")
-    connection.execute(delete(batches).where(batches.c.id == first.id, batches.c.state == "loading"))
-    return None
+    raise NotAllowed(f"the same request is being submitted right now as batch {first.id}: try again in a minute")
 
 
 def add_jobs(db: Database, batch_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Store a chunk of a loading batch's jobs. Nothing can claim them before `open_batch`."""
+    """Store a chunk of a loading batch's jobs. Nothing can claim them before `open_batch`.
+
+    Raises `NotAllowed` if the batch vanished meanwhile (its submission was silent for too long).
+    """
 
     def work(connection: Connection) -> None:
-        if connection.scalar(select(exists().where(jobs.c.id == rows[0]["id"]))):
-            return
-        connection.execute(insert(jobs).values(created_at=now(), state="queued"), rows)
-        connection.execute(update(batches).where(batches.c.id == batch_id).values(touched_at=now()))
+        # First the batch: from here on nobody clears it away before we are done.
+        touched = connection.execute(
+            update(batches).where(batches.c.id == batch_id, batches.c.state == "loading").values(touched_at=now())
+        )
+        if touched.rowcount != 1:
+            raise _cleared(batch_id)
+        if not connection.scalar(select(exists().where(jobs.c.id == rows[0]["id"]))):
+            connection.execute(insert(jobs).values(created_at=now(), state="queued"), rows)
 
     db.write(work, replayable=True)
+
+
+def _cleared(batch_id: str) -> NotAllowed:
+    return NotAllowed(f"batch {batch_id} took too long to submit and was cleared away: submit it again")
 
 
 def lane_ids(db: Database, wanted: Iterable[Lane]) -> dict[Lane, int]:
@@ -149,7 +167,7 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
             .values(state="open", opened_at=now(), touched_at=now())
         )
         if opened.rowcount != 1:
-            raise NotAllowed(f"batch {batch.id} took too long to submit and was cleared away: submit it again")
+            raise _cleared(batch.id)
         connection.execute(insert(batch_counters).values(batch_id=batch.id, queued=batch.total))
         if ready:
             connection.execute(
@@ -177,21 +195,18 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
 
 def abandon_batch(db: Database, batch_id: str) -> None:
     """Clear a batch away that never opened."""
-
-    def work(connection: Connection) -> None:
-        loading = select(batches.c.id).where(batches.c.id == batch_id, batches.c.state == "loading")
-        connection.execute(delete(jobs).where(jobs.c.batch_id.in_(loading)))
-        connection.execute(delete(batches).where(batches.c.id == batch_id, batches.c.state == "loading"))
-
-    db.write(work, replayable=True)
+    db.write(partial(_clear_away, which=batches.c.id == batch_id), replayable=True)
 
 
 def abandon_silent_batches(db: Database) -> int:
     """Clear away batches whose submission died half-way; returns how many."""
+    silent = batches.c.touched_at < now() - LOADING_TIMEOUT_S
     with db.read() as connection:
-        silent = connection.scalars(
-            select(batches.c.id).where(batches.c.state == "loading", batches.c.touched_at < now() - LOADING_TIMEOUT_S)
-        ).all()
-    for batch_id in silent:
-        abandon_batch(db, batch_id)
-    return len(silent)
+        ids = connection.scalars(select(batches.c.id).where(batches.c.state == "loading", silent)).all()
+    return sum(db.write(partial(_clear_away, which=and_(batches.c.id == id_, silent))) for id_ in ids)
+
+
+def _clear_away(connection: Connection, which: ColumnElement[bool]) -> int:
+    """Remove loading batches and their jobs; returns how many. One that opens at this very moment is left alone."""
+    # The guard stands on the batch itself, and only then may its jobs go (with it: ON DELETE CASCADE).
+    return connection.execute(delete(batches).where(which, batches.c.state == "loading")).rowcount

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ class DiffusersTextToImage(Generator):
             raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
         pipe.to(device.name)
         pipe.set_progress_bar_config(disable=True)
+        # It would log the part of a prompt that it truncates, and prompts do not belong into logs.
+        logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)
         if device.name != "cpu" and getattr(pipe, "unet", None) is not None:
             pipe.unet.to(memory_format=torch.channels_last)
         return cls(pipe, files, str(dtype).removeprefix("torch."))

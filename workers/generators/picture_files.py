@@ -82,7 +82,7 @@ def read_parameters(path: Path | str) -> dict[str, Any]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             text, note = _texts(image)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise RequestError(f"{path} cannot be read as a PNG, JPEG or WebP picture: {error}") from None
     try:
         record = json.loads(note)

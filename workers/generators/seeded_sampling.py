@@ -75,30 +75,31 @@ def _pick(
 
     scores = scores / column([draw.temperature for draw in draws], scores.dtype)
     share = column([draw.top_p for draw in draws], torch.float64)
+    ids: torch.Tensor | None = None  # of the columns of `scores`, where they are no longer the whole vocabulary
     if 0 < top_k < scores.shape[-1]:
-        likeliest, ids = scores.topk(top_k)
-        probabilities = likeliest.softmax(-1, dtype=torch.float64)
+        scores, ids = scores.topk(top_k)
+        if nucleus:
+            scores = _keep(scores, scores, scores.to(torch.float64).logsumexp(-1, keepdim=True), share)
     elif nucleus:
-        probabilities, ids = _likeliest(scores, share)
-    else:
-        return _invert(scores.softmax(-1, dtype=torch.float64), column(list(uniforms), torch.float64))
-    if nucleus:  # keep a token while those before it hold less than the share
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= share, 0.0)
-    ids, order = ids.sort(-1)
-    place = _invert(probabilities.gather(-1, order), column(list(uniforms), torch.float64))
-    return ids.gather(-1, place[:, None])[:, 0]
+        total = scores.to(torch.float64).logsumexp(-1, keepdim=True)
+        likeliest, likeliest_ids = scores.topk(min(_SHORTLIST, scores.shape[-1]))
+        if bool(((likeliest - total).exp().sum(-1, keepdim=True) >= share).all()):
+            scores, ids = _keep(likeliest, likeliest, total, share), likeliest_ids
+        else:
+            scores = _keep(scores, scores.sort(-1, descending=True).values, total, share)
+    if ids is not None:
+        ids, order = ids.sort(-1)
+        scores = scores.gather(-1, order)
+    place = _invert(scores.softmax(-1, dtype=torch.float64), column(list(uniforms), torch.float64))
+    return place if ids is None else ids.gather(-1, place[:, None])[:, 0]
 
 
-def _likeliest(scores: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and ids of the likeliest tokens, descending: enough of them to hold the share."""
-    total = scores.to(torch.float64).logsumexp(-1, keepdim=True)
-    likeliest, ids = scores.topk(min(_SHORTLIST, scores.shape[-1]))
-    probabilities = (likeliest - total).exp()
-    if likeliest.shape[-1] < scores.shape[-1] and bool((probabilities.sum(-1, keepdim=True) < share).any()):
-        likeliest, ids = scores.sort(-1, descending=True)
-        probabilities = (likeliest - total).exp()
-    return probabilities, ids
+def _keep(scores: torch.Tensor, descending: torch.Tensor, total: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """`scores` without those outside of the nucleus: a token is in while the likelier ones hold less than the share."""
+    probabilities = (descending - total).exp()
+    before = probabilities.cumsum(-1) - probabilities
+    least = descending.masked_fill(before >= share, torch.inf).amin(-1, keepdim=True)
+    return scores.masked_fill(scores < least, -torch.inf)
 
 
 def _invert(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
