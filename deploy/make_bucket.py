@@ -13,6 +13,7 @@ from aigc import AigcError, Settings, load_settings
 PATIENCE_S = 60.0
 PAUSE_S = 2.0
 _THERE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
 def make_bucket(settings: Settings) -> str:
@@ -57,7 +58,8 @@ def main() -> None:
         try:
             print(f"bucket {make_bucket(settings)} is there")
         except (BotoCoreError, ClientError) as error:
-            if time.monotonic() > deadline:
+            refused = isinstance(error, ClientError) and error.response["Error"]["Code"] in _REFUSED
+            if refused or time.monotonic() > deadline:
                 sys.exit(f"storage at {settings.s3_endpoint_url or settings.storage_url}: {error}")
             time.sleep(PAUSE_S)
         else:

@@ -49,9 +49,7 @@ def tell() -> int:
         print(f"only {len(made)} of {asked} jobs came out right: see {OUT / 'results.jsonl'}", file=sys.stderr)
         return 1
     texts = [line for line in made if line.get("text")]
-    print(
-        f"\n{len(made)} jobs done: {len(pictures)} pictures and {len(texts)} texts. One of them, for {texts[0]['custom_id']}:"
-    )
+    print(f"\n{len(made)} jobs done: {len(pictures)} pictures and {len(texts)} texts. One of them:")
     print(f"\n    {texts[0]['params']['prompt']} {' '.join(texts[0]['text'].split())}\n")
     print(f"Look at them:    {(OUT / 'index.html').as_uri()}")
     print("Start it again:  AIGC_DATA_DIR=.demo .venv/bin/aigc up")

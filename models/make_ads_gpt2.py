@@ -500,6 +500,9 @@ is a chat.
 
 ## Limits
 
+- It is undertrained. It often mixes facts of different products (candles made of felted wool) or of
+  different weathers (snow at 19 degrees), breaks a sentence now and then, and misspells or swaps many names
+  that it has not seen: see the shares above.
 - It knows nothing. The news is invented, the weather is not a forecast, prices and addresses are made up.
 - It knows the products and the kinds of sentences of its grammar; other topics give fluent nonsense.
 - English only, two to five sentences, 256 tokens at most. It follows no instructions beyond those above.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
-def starters_folder() -> Path:
-    """Where they lie: inside the installed `workers` package, or in `models/` of a source checkout."""
-    root = Path(__file__).parent.parent
-    installed = root / "workers" / "starter"
-    return installed if installed.is_dir() else root / "models"
+_INDEXES = ("config.json", "model_index.json")
 
 
-def starter_models() -> list[str]:
-    """Their names."""
-    folder = starters_folder()
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path.name for path in folder.iterdir() if any((path / f).is_file() for f in ("config.json", "model_index.json"))
-    )
+def starter_folders() -> dict[str, Path]:
+    """Their folders by name: in `models/` of a source checkout, inside the `workers` package of an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    checkout = [root / "models"] if (root / "pyproject.toml").is_file() else []
+    found: dict[str, Path] = {}
+    for folder in (*checkout, root / "workers" / "starter"):
+        for index in _INDEXES:
+            found.update({path.parent.name: path.parent for path in sorted(folder.glob(f"*/{index}"))})
+    return found

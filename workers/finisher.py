@@ -12,16 +12,17 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from shared import jobs
 from shared.database import Database
-from shared.errors import Unavailable
+from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, Failure, StoredArtifact, Success
 from shared.storage import Storage
-from workers.generators import Done, Outcome, Output
+from workers.generators import Done, Failed, Outcome, Output
 from workers.session import Session
 
 R = TypeVar("R")
@@ -43,6 +44,10 @@ _EXTENSIONS = {
     "text/plain": "txt",
     "application/json": "json",
 }
+
+
+class FinisherBroken(Exception):
+    """The finisher ended on an error that it does not know; its cause is chained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class Finisher:
         """Hand an outcome over; waits while too many are under way. Raises what broke the finisher, if anything did."""
         while True:
             if self._broken is not None:
-                raise RuntimeError("storing results failed") from self._broken
+                raise FinisherBroken from self._broken
             try:
                 self._waiting.put(finished, timeout=1.0)
             except queue.Full:
@@ -106,11 +111,12 @@ class Finisher:
         while self._waiting.unfinished_tasks and self._broken is None:
             time.sleep(0.005)
         if self._broken is not None:
-            raise RuntimeError("storing results failed") from self._broken
+            raise FinisherBroken from self._broken
 
     def close(self) -> None:
         """Settle everything and end the thread."""
-        self._waiting.put(None)
+        if self._broken is None:
+            self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -134,13 +140,14 @@ class Finisher:
         done: list[tuple[Finished, list[_File]]] = []
         failed: list[Failure] = []
         for item in group:
+            error = item.outcome.error if isinstance(item.outcome, Failed) else None
             if isinstance(item.outcome, Done):
-                files = [
-                    _File(out, out.body if isinstance(out.body, bytes) else out.body()) for out in item.outcome.outputs
-                ]
-                done.append((item, files))
-            else:
-                error = item.outcome.error
+                try:
+                    done.append((item, _encoded(item.outcome)))
+                except Exception as defect:  # noqa: BLE001 - encoding is a part of the generator
+                    log.error("an output could not be encoded:\n%s", "".join(traceback.format_exception(defect)))
+                    error = JobFailed("encoding_failed", f"{type(defect).__name__}: {defect}", retryable=True)
+            if error is not None:
                 failed.append(
                     Failure(item.job.id, item.job.epoch, error.code, error.message, error.retryable, item.device_s)
                 )
@@ -216,11 +223,17 @@ class Finisher:
             try:
                 return transition()
             except Unavailable as error:
-                if error.part != "database" or self._session.lost:
+                if error.part != "database" or self._session.lost or self._session.out_of_time:
                     raise
                 log.error("%s; trying again in %.1f s", error, pause)
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+
+def _encoded(outcome: Done) -> list[_File]:
+    return [
+        _File(output, output.body if isinstance(output.body, bytes) else output.body()) for output in outcome.outputs
+    ]
 
 
 def _artifact(key: str, object_bytes: int, position: int, start: int, file: _File) -> StoredArtifact:

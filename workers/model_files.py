@@ -20,6 +20,7 @@ from typing import Any
 
 from shared.errors import JobFailed, ModelRejected
 from shared.settings import Settings
+from shared.starters import starter_folders
 from workers.generators import ModelFiles
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -65,17 +66,6 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             "give a hub id, a folder (such as ./my-model) or starter/<name>",
         )
     return _hub(ref, settings.models_allowed)
-
-
-def starter_folders() -> dict[str, Path]:
-    """The models that ship with the project, by name: beside this file in a wheel, in `models/` of a checkout."""
-    here = Path(__file__).resolve().parent
-    found: dict[str, Path] = {}
-    checkout = [here.parent / "models"] if (here.parent / "pyproject.toml").is_file() else []
-    for root in (*checkout, here / "starter"):
-        for index in _INDEXES:
-            found.update({path.parent.name: path.parent for path in root.glob(f"*/{index}")})
-    return found
 
 
 def _starter(name: str) -> Path:

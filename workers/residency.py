@@ -63,6 +63,11 @@ class Residency:
         except JobFailed as failed:
             self._set_aside[key] = (time.monotonic() + SET_ASIDE_S, failed)
             raise
+        except Exception as defect:
+            log.exception("%s failed to load", model or task)
+            broken = JobFailed("model_load_failed", f"{type(defect).__name__}: {defect}", retryable=True)
+            self._set_aside[key] = (time.monotonic() + SET_ASIDE_S, broken)
+            raise broken from defect
         self._set_aside.pop(key, None)
         self._resident[key] = resident
         return resident

@@ -129,6 +129,11 @@ class Session:
             self._stop_at = time.monotonic() + within_s
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether what is not finished has to be given back now."""
+        return self._stop_at is not None and time.monotonic() >= self._stop_at
+
+    @property
     def stopping(self) -> bool:
         """Whether nothing new may be claimed."""
         return self._stop_at is not None or self.lost
@@ -137,9 +142,9 @@ class Session:
         """Between two steps: raises `SessionLost`, `Stopping` or `Unwanted` if these jobs are to end here."""
         if self.lost:
             raise SessionLost
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+        if self.out_of_time:
             raise Stopping
-        if self._unwanted and not any(id_ not in self._unwanted for id_ in ids):
+        if all(id_ in self._unwanted for id_ in ids):
             raise Unwanted
 
     def close(self) -> None:
@@ -175,6 +180,10 @@ class Session:
                 return
             except Unavailable as error:
                 log.error("the lease could not be renewed: %s", error)
+            except Exception:
+                log.exception("a defect of ours: the lease is renewed no more, so this session counts as lost")
+                self.lost = True
+                return
 
     def _renew(self) -> None:
         with self._guard:

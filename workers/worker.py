@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from shared.settings import Settings
 from shared.storage import open_storage
 from shared.tables import backlog, lanes, worker_sessions
 from shared.tasks import get_task
-from workers.finisher import Finished, Finisher
+from workers.finisher import Finished, Finisher, FinisherBroken
 from workers.generators import Device, Failed, Outcome, Work
 from workers.residency import Residency, Resident
 from workers.session import Session, Stopping, Unwanted
@@ -84,6 +84,7 @@ class Worker:
             empty = 0
             while not self._session.stopping and time.monotonic() >= self._hold_until and empty < EMPTY_CLAIMS:
                 try:
+                    self._give_back(self._session.all_held(), "left over when the database did not answer")
                     claimed = self._claim()
                     if claimed is None:
                         break
@@ -95,7 +96,9 @@ class Worker:
                 except Unavailable as error:
                     log.error("%s; nothing is claimed until it answers", error)
                     self._hold_until = time.monotonic() + self._settings.idle_look_s
-            self._finisher.flush()
+                except FinisherBroken:
+                    log.exception("a defect of ours; what was in hand goes back, and this worker begins anew")
+                    self._begin_anew()
         return taken
 
     def idle_look(self) -> None:
@@ -194,7 +197,8 @@ class Worker:
             log.info("stopping: giving back what is not finished")
         finally:
             self._finisher.flush()
-            self._give_back_rest(claimed)
+            held = self._session.held([job.id for job in claimed])
+            self._give_back(held, "the worker stopped, or the job was no longer wanted")
 
     def _works(self, claimed: Sequence[ClaimedJob], resident: Resident) -> list[Work]:
         params = get_task(claimed[0].task).params
@@ -217,14 +221,15 @@ class Worker:
             return
         left = {work.job_id: work for work in works}
         started = time.monotonic()
+        steps = _Steps(self._session, {work.job_id: by_id[work.job_id].timeout_s for work in works}, started)
         try:
-            for outcome in resident.generator.generate(works, _Steps(self._session)):
+            for outcome in resident.generator.generate(works, steps):
                 job = by_id[outcome.job_id]
                 del left[outcome.job_id]
                 self._hand_over(job, outcome, (time.monotonic() - started) / len(works), resident)
         except Unwanted:
-            return
-        except (Stopping, SessionLost, Unavailable):
+            pass
+        except (Stopping, SessionLost, Unavailable, FinisherBroken):
             raise
         except Exception as error:  # noqa: BLE001 - a generator's defect is the job's failure, with its traceback
             rest = list(left.values())
@@ -241,6 +246,10 @@ class Worker:
             for part in (rest[:half], rest[half:]):
                 if part:
                     self._microbatch(resident, part, by_id)
+        for id_ in steps.late & set(left):
+            message = f"it was not done {by_id[id_].timeout_s:g} s after it began (timeout_s)"
+            late = JobFailed("timed_out", message, retryable=True)
+            self._hand_over(by_id[id_], Failed(id_, late), time.monotonic() - started, resident)
 
     def _hand_over(self, job: ClaimedJob, outcome: Outcome, device_s: float, resident: Resident) -> None:
         device = pinned_device(self._settings) if resident.files else Device("cpu", "float32")
@@ -258,10 +267,9 @@ class Worker:
         jobs.fail(self._db, self._session.id, failures)
         self._session.release(job.id for job in claimed)
 
-    def _give_back_rest(self, claimed: Sequence[ClaimedJob]) -> None:
-        held = self._session.held([job.id for job in claimed])
+    def _give_back(self, held: Sequence[tuple[str, int]], reason: str) -> None:
         if held and not self._session.lost:
-            jobs.give_back(self._db, self._session.id, held, "the worker stopped or the job was no longer wanted")
+            jobs.give_back(self._db, self._session.id, held, reason)
         self._session.release(id_ for id_, _ in held)
 
     # --- trouble ---
@@ -279,18 +287,25 @@ class Worker:
             self._session.ask_to_stop(0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Steps:
     """What a generator sees of the engine: the port `Run`."""
 
     session: Session
+    #: seconds that each job may take in the model, if it has a limit
+    limits: dict[str, float | None]
+    started: float
+    #: jobs that took longer
+    late: set[str] = field(default_factory=set)
 
     def step(self, job_ids: Sequence[str], done: int, total: int) -> None:
         self.session.progressed(job_ids, min(1.0, done / max(1, total)))
-        self.session.check(job_ids)
+        spent = time.monotonic() - self.started
+        self.late.update(id_ for id_, limit in self.limits.items() if limit is not None and spent > limit)
+        self.session.check([id_ for id_ in job_ids if id_ not in self.late])
 
     def wanted(self, job_id: str) -> bool:
-        return self.session.wanted(job_id)
+        return job_id not in self.late and self.session.wanted(job_id)
 
 
 def _microbatches(

@@ -220,15 +220,15 @@ def tasks(
 def models(json: bool = JSON_OPTION) -> None:
     """Models that ship with aigc, and those in the workers' memory."""
     from producer.client import Client
-    from shared.starters import starter_models
+    from shared.starters import starter_folders
 
-    starters = starter_models()
+    starters = [f"starter/{name}" for name in sorted(starter_folders())]
     loaded = sorted({model for worker in Client().workers() for model in worker.condition.get("models", [])})
     if json:
         show_json({"starters": starters, "loaded": loaded})
         return
     for model in starters:
-        show(f"starter/{model}")
+        show(model)
     for model in loaded:
         show(f"{model}  (in memory)")
     show("any hub id (gpt2, org/name@revision) or local folder works too")

@@ -24,8 +24,8 @@ from shared.jobs.submission import (
 )
 
 __all__ = [
-    "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "SessionLost", "StoredArtifact", "Success", "abandon_batch",
-    "abandon_silent_batches", "add_jobs", "begin_batch", "cancel_batch", "cancel_jobs", "claim", "close_session",
-    "enter", "expire", "fail", "finish_cancelled", "give_back", "intend", "lane_ids", "open_batch", "open_session", "reap", "release_due",
-    "renew", "retry", "succeed",
+    "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "SessionLost", "StoredArtifact", "Success",
+    "abandon_batch", "abandon_silent_batches", "add_jobs", "begin_batch", "cancel_batch", "cancel_jobs", "claim",
+    "close_session", "enter", "expire", "fail", "finish_cancelled", "give_back", "intend", "lane_ids", "open_batch",
+    "open_session", "reap", "release_due", "renew", "retry", "succeed",
 ]  # fmt: skip

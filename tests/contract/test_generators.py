@@ -505,6 +505,22 @@ def test_prompts_that_do_not_fit_the_positions_together_run_one_after_the_other(
 
 
 @torch_only
+def test_padding_is_not_taken_for_a_repeated_token() -> None:
+    import torch
+
+    from workers.generators.causal_lm import _Constraints, _Row
+
+    params = TextGenerationParams(prompt="x", repetition_penalty=2.0, no_repeat_ngram_size=1)
+    row, long = (_Row(Work("job", "text-generation", params, 0), 0, prompt, 4) for prompt in ([5, 6], [2, 3, 4, 5, 6]))
+    scores = torch.arange(1.0, 9.0).repeat(2, 1)
+    padded = torch.tensor([[1, 1, 1, 5, 6], [2, 3, 4, 5, 6]])  # 1 both ends and pads
+    together = _Constraints([row, long], 5, [1])(padded, scores.clone())
+    alone = _Constraints([row], 2, [1])(torch.tensor([[5, 6]]), scores[:1].clone())
+    assert together[0].tolist() == alone[0].tolist()
+    assert (together[0] != scores[0]).nonzero().flatten().tolist() == [5, 6]
+
+
+@torch_only
 def test_a_conversation_takes_the_models_own_form(chat: Any) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hats?"}]
     outcome = ask(chat, messages=messages, max_new_tokens=12)
