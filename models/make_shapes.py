@@ -229,6 +229,7 @@ def whiten(vae: AutoencoderKL, seed: int) -> None:
     weight = after.weight.double()
     after.bias.copy_(after.bias.double() + weight[:, :, 0, 0] @ mean)
     after.weight.copy_(torch.einsum("ikab,kj->ijab", weight, back))
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def white_vae(args: argparse.Namespace) -> AutoencoderKL:

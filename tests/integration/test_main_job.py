@@ -101,7 +101,12 @@ def test_mixed_jobs_come_back_under_their_own_ids(cluster: Cluster, models: dict
         assert artifact["completion_tokens"] <= 8
         assert artifact["finish_reason"] in ("stop", "length")
     sizes = {id_: [(a["width"], a["height"]) for a in r["artifacts"]] for id_, r in results.items() if "picture" in id_}
-    assert sizes == {"picture 0": [(32, 32)] * 2, "picture 1": [(64, 32)], "picture 2": [(32, 32)], "picture 3": [(64, 32)]}
+    assert sizes == {
+        "picture 0": [(32, 32)] * 2,
+        "picture 1": [(64, 32)],
+        "picture 2": [(32, 32)],
+        "picture 3": [(64, 32)],
+    }
 
     out = batch.download(tmp_path / "out")
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -166,7 +171,12 @@ def test_a_model_that_cannot_serve_fails_its_jobs_at_once_and_nobody_elses(
     cluster: Cluster, models: dict[str, str], model: str, code: str
 ) -> None:
     bad = {"task": "text-generation", "model": models.get(model, model), "params": {"prompt": "x"}, "custom_id": "bad"}
-    good = {"task": "text-generation", "model": models["text"], "params": {"prompt": "x", "max_new_tokens": 2}, "custom_id": "good"}
+    good = {
+        "task": "text-generation",
+        "model": models["text"],
+        "params": {"prompt": "x", "max_new_tokens": 2},
+        "custom_id": "good",
+    }
     batch = cluster.client.submit([bad, good])
     results = cluster.done(batch)
 

@@ -832,7 +832,7 @@ def finished(db: Database) -> None:
         assert connection.scalars(left).all() == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_the_books_are_right_after_every_step_of_any_order(db: Database, seed: int) -> None:
     anything = Anything(db, seed)
     succeeded: dict[str, Any] = {}

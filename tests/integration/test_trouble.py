@@ -82,7 +82,9 @@ def test_a_worker_told_to_stop_gives_a_long_job_back_within_its_grace(cluster: C
 def test_jobs_submitted_while_redis_is_away_run_when_somebody_looks(cluster: Cluster) -> None:
     cluster.start_worker()
     nobody = "redis://:x@127.0.0.1:9/0"
-    submitted = cluster.aigc("submit", "-", "--json", stdin=b'{"task":"echo","params":{"message":"hi"}}\n', AIGC_REDIS_URL=nobody)
+    submitted = cluster.aigc(
+        "submit", "-", "--json", stdin=b'{"task":"echo","params":{"message":"hi"}}\n', AIGC_REDIS_URL=nobody
+    )
 
     assert submitted.returncode == 0
     assert "the jobs are stored" in submitted.stderr
@@ -142,7 +144,18 @@ def test_a_plain_celery_worker_is_the_same_thing(cluster: Cluster, tmp_path: Pat
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "cpu", "--without-mingle", "--without-gossip"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "workers.app",
+        "worker",
+        "-Q",
+        "cpu",
+        "--without-mingle",
+        "--without-gossip",
+    ]
     with (tmp_path / "celery.log").open("wb") as output:
         cluster.workers.append(
             subprocess.Popen(command, env=cluster.environment, stdout=output, stderr=output, start_new_session=True)

@@ -1,0 +1,288 @@
+"""The worker's loop on a real database, in this process, with generators that misbehave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+from cluster import until
+from servers import PostgresServer
+from sqlalchemy import select, update
+
+from aigc import Batch, Client
+from shared.database import Database
+from shared.errors import JobFailed, Unavailable
+from shared.jobs import reap
+from shared.settings import Settings
+from shared.tables import artifacts, jobs, worker_sessions
+from workers import residency
+from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
+from workers.worker import Worker
+
+
+class Scripted(Generator):
+    """Runs what a test wrote; remembers which jobs met."""
+
+    script: ClassVar[Callable[[Sequence[Work], Run], Iterator[Outcome]]]
+    met: ClassVar[list[list[str]]]
+
+    @classmethod
+    def load(cls, files: ModelFiles | None, device: Device) -> Self:
+        return cls()
+
+    def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        type(self).met.append([job.custom_id for job in jobs])
+        return type(self).script(jobs, run)
+
+
+def well(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+    for job in jobs:
+        run.step([job.job_id], 1, 1)
+        yield Done(job.job_id, [Output("text/plain", f"made {job.params.message}".encode())])
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    more = {}
+    if request.param == "postgres":
+        postgres: PostgresServer = request.getfixturevalue("postgres_server")
+        more["database_url"] = postgres.new_database()
+    settings = Settings(
+        _env_file=None,
+        data_dir=tmp_path,
+        redis_url="redis://127.0.0.1:9/0",
+        lease_s=2,
+        grace_s=3,
+        idle_look_s=0.3,
+        **more,
+    )
+    Database(settings).migrate()
+    return settings
+
+
+@pytest.fixture
+def client(settings: Settings) -> Client:
+    return Client(settings)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    Scripted.met = []
+    Scripted.script = staticmethod(well)
+    monkeypatch.setattr(residency, "_generator_for", lambda task, files: Scripted)
+    return Scripted
+
+
+@pytest.fixture
+def worker(settings: Settings, scripted: type[Scripted]) -> Iterator[Worker]:
+    made = Worker(settings, device="cpu", queues=["cpu"])
+    yield made
+    made.close()
+
+
+def submitted(client: Client, n: int, **more: Any) -> Batch:
+    return client.submit([{"custom_id": f"j{k}", "params": {"message": k}} for k in range(n)], task="echo", **more)
+
+
+def states(batch: Batch) -> dict[str, str]:
+    return {job.custom_id: job.status for job in batch.jobs()}
+
+
+def test_a_poison_job_fails_alone_and_its_neighbours_succeed_uncharged(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def poisoned(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        if any(job.custom_id == "j5" for job in jobs):
+            raise ValueError("cannot swallow j5")
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(poisoned)
+    batch = client.submit(
+        [{"custom_id": f"j{k}", "params": {"message": k}, "max_attempts": 1} for k in range(32)], task="echo"
+    )
+    worker.drain()
+
+    ended = {job.custom_id: job for job in batch.jobs()}
+    assert {id_ for id_, job in ended.items() if job.status == "failed"} == {"j5"}
+    assert ended["j5"].error == {"code": "generator_error", "message": "ValueError: cannot swallow j5"}
+    assert all(job.attempt == 1 for job in ended.values())
+    assert sum(map(len, scripted.met)) <= 3 * 32, "at most three times the work"
+
+
+def test_out_of_memory_halves_the_microbatch(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    def small_memory(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        if len(jobs) > 8:
+            raise MemoryError
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(small_memory)
+    batch = submitted(client, 32)
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 32
+
+
+def test_an_output_that_cannot_be_encoded_fails_its_own_job(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def broken() -> bytes:
+        raise OSError("no such colour")
+
+    def one_bad(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            yield Done(job.job_id, [Output("image/png", broken if job.custom_id == "j1" else b"picture")])
+
+    scripted.script = staticmethod(one_bad)
+    batch = client.submit(
+        [{"custom_id": f"j{k}", "params": {"message": k}, "max_attempts": 1} for k in range(3)], task="echo"
+    )
+    worker.drain()
+    assert states(batch) == {"j0": "succeeded", "j1": "failed", "j2": "succeeded"}
+    assert batch.status().errors[0].code == "encoding_failed"
+
+
+def test_a_job_that_takes_too_long_ends_between_two_steps(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def endless(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for step in range(100_000):
+            time.sleep(0.01)
+            run.step([job.job_id for job in jobs], step, 100_000)
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(endless)
+    batch = client.submit([{"params": {"message": 1}, "timeout_s": 0.2, "max_attempts": 1}], task="echo")
+    worker.drain()
+    assert batch.status().errors[0].code == "timed_out"
+
+
+def test_a_failure_that_may_pass_is_tried_again_later_and_its_attempts_are_counted(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def fails(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            yield Failed(job.job_id, JobFailed("passing", "not now", retryable=True))
+
+    scripted.script = staticmethod(fails)
+    batch = submitted(client, 1)
+    worker.drain()
+    job = client.job(f"{batch.id}-1")
+    assert (job.status, job.attempt) == ("queued", 1)
+    assert "next try" in client.why(job.id)
+    assert "not now" in client.why(job.id)
+
+
+def test_a_result_of_a_job_that_was_taken_away_is_never_visible(
+    client: Client, worker: Worker, scripted: type[Scripted], settings: Settings
+) -> None:
+    """A frozen worker wakes: its lease has lapsed, a keeper gave its job to somebody else."""
+
+    def frozen(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        database = Database(settings)
+        database.write(lambda c: c.execute(update(worker_sessions).values(lease_expires_at=0)))
+        assert reap(database) == [worker.session_id]
+        scripted.script = staticmethod(well)
+        for job in jobs:
+            yield Done(job.job_id, [Output("text/plain", b"from the grave")])
+
+    scripted.script = staticmethod(frozen)
+    dead = worker.session_id
+    batch = submitted(client, 2)
+    worker.drain()
+    until(lambda: (worker.idle_look(), batch.status().status == "done")[1], within_s=20, what="the second run")
+
+    assert {result["text"] for result in batch.results()} == {"made 0", "made 1"}
+    assert worker.session_id != dead, "it began anew"
+    with Database(settings).read() as connection:
+        assert len(connection.execute(select(artifacts)).all()) == 2
+
+
+def test_told_to_stop_it_gives_back_what_is_not_finished(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    entered = threading.Event()
+
+    def long(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        yield Done(jobs[0].job_id, [Output("text/plain", b"quick")])
+        entered.set()
+        while True:
+            time.sleep(0.01)
+            run.step([job.job_id for job in jobs], 1, 100)
+
+    scripted.script = staticmethod(long)
+    batch = submitted(client, 3)
+    thread = threading.Thread(target=worker.drain)
+    thread.start()
+    assert entered.wait(20)
+    worker.ask_to_stop(0.4)
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert states(batch) == {"j0": "succeeded", "j1": "queued", "j2": "queued"}
+    assert all(job.attempt == (1 if job.custom_id == "j0" else 0) for job in batch.jobs())
+
+
+def test_a_cancelled_job_in_a_microbatch_leaves_its_neighbours_alone(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    entered = threading.Event()
+
+    def patient(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        entered.set()
+        until(lambda: (run.step([j.job_id for j in jobs], 1, 2), not run.wanted(jobs[0].job_id))[1], what="the cancel")
+        yield from well(jobs[1:], run)
+
+    scripted.script = staticmethod(patient)
+    batch = submitted(client, 3)
+    thread = threading.Thread(target=worker.drain)
+    thread.start()
+    assert entered.wait(20)
+    client.cancel([f"{batch.id}-1"])
+    thread.join(20)
+    assert states(batch) == {"j0": "cancelled", "j1": "succeeded", "j2": "succeeded"}
+
+
+def test_higher_priority_goes_first(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    submitted(client, 2, name="low")
+    client.submit([{"custom_id": "urgent", "params": {"message": 1}, "priority": 5}], task="echo")
+    worker.drain()
+    assert scripted.met[0] == ["urgent"]
+
+
+def test_jobs_that_were_in_company_when_a_worker_died_meet_fewer_next_time(
+    client: Client, worker: Worker, scripted: type[Scripted], settings: Settings
+) -> None:
+    batch = submitted(client, 8)
+    Database(settings).write(lambda c: c.execute(update(jobs).values(max_company=1)))
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 8
+    assert {len(group) for group in scripted.met} == {1}
+
+
+def test_a_database_that_vanishes_for_a_while_costs_no_job(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was doing when the answers stopped: nothing stays in its hands for ever."""
+    away = threading.Event()
+    write = Database.write
+
+    def flaky(self: Database, work: Any, **more: Any) -> Any:
+        if away.is_set():
+            raise Unavailable("database", "here", "gone")
+        return write(self, work, **more)
+
+    def vanishing(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        if not away.is_set() and len(scripted.met) == 1:
+            away.set()
+            threading.Timer(0.6, away.clear).start()
+        yield from well(jobs, run)
+
+    monkeypatch.setattr(Database, "write", flaky)
+    scripted.script = staticmethod(vanishing)
+    batch = submitted(client, 70)
+    worker.drain()
+    until(lambda: (worker.idle_look(), batch.status().status == "done")[1], within_s=30, what="the end")
+    assert batch.status().counts["succeeded"] == 70
