@@ -291,6 +291,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prompts", type=int, default=200, help="held-out prompts at the recommended settings"
     )
+    parser.add_argument("--drawings", type=int, default=600, help="drawings of the self-test")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument(
@@ -305,7 +306,7 @@ def _arguments() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Self-test, then the model; writes ``quality.json`` into its folder."""
-    report: dict[str, object] = {"check": self_test(600, args.seed)}
+    report: dict[str, object] = {"check": self_test(args.drawings, args.seed)}
     if args.self_test:
         print(json.dumps(report, indent=1))
         return

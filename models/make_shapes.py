@@ -249,7 +249,7 @@ def refine_decoder(args: argparse.Namespace, vae: AutoencoderKL) -> None:
     """Trains the decoder of a whitened autoencoder further, in place; the latents stay what they are."""
     state_file = args.work / "decoder.pt"
     parts = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(requires_grad=True)
-    optimizer = torch.optim.AdamW(parts.parameters(), 5e-4, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parts.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -259,7 +259,7 @@ def refine_decoder(args: argparse.Namespace, vae: AutoencoderKL) -> None:
     rng, noise = random.Random(args.seed + 4 + start), torch.Generator().manual_seed(args.seed + 4 + start)
     log = Log("decoder", args.decoder_steps)
     for step in range(start, args.decoder_steps):
-        set_rate(optimizer, 5e-4, step, args.decoder_steps, warmup=20)
+        set_rate(optimizer, 1e-3, step, args.decoder_steps, warmup=20)
         pictures = whole_drawings(rng, step)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean

@@ -62,15 +62,19 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def mixed_jobs(models: dict[str, str]) -> list[dict[str, Any]]:
     """Beams, sampling with several sequences, greedy, chat, and pictures of two sizes: one file."""
     text, pictures = models["text"], models["pictures"]
+    beams = {"num_beams": 4, "no_repeat_ngram_size": 2, "early_stopping": True}
+    sampled = {"temperature": 0.9, "top_k": 20, "num_return_sequences": 3}
+    chat = [{"role": "user", "content": "hello"}]
+    asked = {
+        "beams": (text, {"prompt": "the quick brown", "max_new_tokens": 8, **beams}),
+        "sampled": (text, {"prompt": "a small", "max_new_tokens": 8, **sampled}),
+        "greedy": (text, {"prompt": "once", "max_new_tokens": 5}),
+        "chat": (models["chat"], {"messages": chat, "max_new_tokens": 5, "temperature": 1.0}),
+    }
     jobs: list[dict[str, Any]] = [
-        {"custom_id": "beams", "task": "text-generation", "model": text, "seed": 1,
-         "params": {"prompt": "the quick brown", "max_new_tokens": 8, "num_beams": 4, "no_repeat_ngram_size": 2, "early_stopping": True}},
-        {"custom_id": "sampled", "task": "text-generation", "model": text, "seed": 2,
-         "params": {"prompt": "a small", "max_new_tokens": 8, "temperature": 0.9, "top_k": 20, "num_return_sequences": 3}},
-        {"custom_id": "greedy", "task": "text-generation", "model": text, "seed": 3, "params": {"prompt": "once", "max_new_tokens": 5}},
-        {"custom_id": "chat", "task": "text-generation", "model": models["chat"], "seed": 4,
-         "params": {"messages": [{"role": "user", "content": "hello"}], "max_new_tokens": 5, "temperature": 1.0}},
-    ]  # fmt: skip
+        {"custom_id": id_, "task": "text-generation", "model": model, "seed": seed, "params": params}
+        for seed, (id_, (model, params)) in enumerate(asked.items(), 1)
+    ]
     for n, (width, height) in enumerate([(32, 32), (64, 32), (32, 32), (64, 32)]):
         jobs.append({
             "custom_id": f"picture {n}", "task": "text-to-image", "model": pictures, "seed": 10 + n,

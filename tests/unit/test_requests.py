@@ -18,6 +18,10 @@ def echo(message: Any = "hello", **params: Any) -> dict[str, Any]:
     return {"task": "echo", "params": {"message": message, **params}}
 
 
+def text(**params: Any) -> dict[str, Any]:
+    return {**TEXT, "params": {"prompt": "a", **params}}
+
+
 def nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -34,27 +38,36 @@ def problems(job: dict[str, Any], line: int = 17) -> list[str]:
 @pytest.mark.parametrize(
     ("job", "problem"),
     [
-        ({**TEXT, "params": {"prompt": "a", "max_new_tokens": -3}}, "params.max_new_tokens: must be at least 1, got -3"),
-        ({**TEXT, "params": {"prompt": "a", "top_p": 1.5}}, "params.top_p: must be at most 1.0, got 1.5"),
-        ({**TEXT, "params": {"prompt": "a", "top_p": 0}}, "params.top_p: must be more than 0.0, got 0"),
-        ({**TEXT, "params": {"prompt": "a", "max_new_tokens": "x"}}, "params.max_new_tokens: must be a whole number, got 'x'"),
-        ({**TEXT, "params": {"prompt": "a", "max_new_tokens": 1.5}}, "params.max_new_tokens: must be a whole number, got 1.5"),
-        ({**TEXT, "params": {"prompt": "a", "max_new_tokens": True}}, "params.max_new_tokens: must be a number, got true"),
-        ({**TEXT, "params": {"prompt": "a", "temperature": False}}, "params.temperature: must be a number, got false"),
+        (text(max_new_tokens=-3), "params.max_new_tokens: must be at least 1, got -3"),
+        (text(top_p=1.5), "params.top_p: must be at most 1.0, got 1.5"),
+        (text(top_p=0), "params.top_p: must be more than 0.0, got 0"),
+        (text(max_new_tokens="x"), "params.max_new_tokens: must be a whole number, got 'x'"),
+        (text(max_new_tokens=1.5), "params.max_new_tokens: must be a whole number, got 1.5"),
+        (text(max_new_tokens=True), "params.max_new_tokens: must be a number, got true"),
+        (text(temperature=False), "params.temperature: must be a number, got false"),
         ({**TEXT, "params": {"prompt": 5}}, "params.prompt: must be a text, got 5"),
         ({**TEXT, "params": {"prompt": ""}}, "params.prompt: must not be empty"),
         ({**TEXT, "params": {}}, "params: give either `prompt` or `messages`"),
-        ({**TEXT, "params": {"prompt": "a", "long_prompt": "cut"}}, "params.long_prompt: must be one of 'fail' or 'truncate', got 'cut'"),
-        ({**TEXT, "params": {"prompt": "a", "do_sample": "maybe"}}, "params.do_sample: must be true or false, got 'maybe'"),
-        ({**TEXT, "params": {"messages": [{"role": "user", "content": ""}]}}, "params.messages.0.content: must not be empty"),
-        ({**TEXT, "params": {"prompt": "a", "max_tokens": 3}}, "params.max_tokens: unknown name; did you mean 'max_new_tokens'?"),
-        ({"task": "text-to-image", "model": "m", "params": {"prompt": "a", "width": 30, "height": 32}}, "params.width: must be a multiple of 8, got 30"),
+        (text(long_prompt="cut"), "params.long_prompt: must be one of 'fail' or 'truncate', got 'cut'"),
+        (text(do_sample="maybe"), "params.do_sample: must be true or false, got 'maybe'"),
+        (
+            {**TEXT, "params": {"messages": [{"role": "user", "content": ""}]}},
+            "params.messages.0.content: must not be empty",
+        ),
+        (text(max_tokens=3), "params.max_tokens: unknown name; did you mean 'max_new_tokens'?"),
+        (
+            {"task": "text-to-image", "model": "m", "params": {"prompt": "a", "width": 30, "height": 32}},
+            "params.width: must be a multiple of 8, got 30",
+        ),
         ({"task": "ecko", "params": {}}, "task: unknown task 'ecko'; did you mean 'echo'?"),
         ({"task": "zzz", "params": {}}, "task: unknown task 'zzz'; known: echo, text-generation, text-to-image"),
         ({**echo(), "meta": {}}, "meta: unknown name; did you mean 'metadata'?"),
         ({"task": "echo"}, "params: is required"),
         ({"task": "echo", "params": [1]}, "params: must be an object, got [1]"),
-        ({"task": "text-generation", "params": {"prompt": "a"}}, "model: is required for text-generation, for example 'starter/ads-gpt2'"),
+        (
+            {"task": "text-generation", "params": {"prompt": "a"}},
+            "model: is required for text-generation, for example 'starter/ads-gpt2'",
+        ),
         ({**echo(), "model": "gpt2"}, "model: echo takes no model: leave it out"),
         ({**echo(), "seed": -1}, "seed: must be at least 0, got -1"),
         ({**echo(), "seed": True}, "seed: must be a number, got true"),
@@ -72,7 +85,7 @@ def problems(job: dict[str, Any], line: int = 17) -> list[str]:
         ({**echo(), "metadata": {"a": float("inf")}}, "metadata.a: must be a finite number, got inf"),
         (echo(float("nan")), "params.message: must be a finite number, got nan"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_with_line_field_bound_and_value(job: dict[str, Any], problem: str) -> None:
     assert problems(job) == [f"line 17: {problem}"]
 
