@@ -56,7 +56,7 @@ def main() -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            print(f"bucket {make_bucket(settings)} is there")
+            sys.stdout.write(f"bucket {make_bucket(settings)} is there\n")
         except (BotoCoreError, ClientError) as error:
             refused = isinstance(error, ClientError) and error.response["Error"]["Code"] in _REFUSED
             if refused or time.monotonic() > deadline:

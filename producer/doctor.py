@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from producer.gateway import DirectGateway
 from shared.database import Database
 from shared.errors import AigcError, Unavailable
@@ -94,7 +96,10 @@ def _redis(settings: Settings) -> Iterator[Check]:
     def look() -> Check:
         queue = Queue(settings)
         with queue.answering() as client:
-            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+            try:
+                policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
+            except ResponseError:
+                policy = None  # a hosted Redis does not say
             release = client.info("server").get("redis_version")
         detail = f"{queue.address}, version {release}"
         if policy not in (None, "noeviction"):

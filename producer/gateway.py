@@ -125,9 +125,13 @@ class DirectGateway:
         """By id, beginning of an id, or name."""
         with self.db.read() as connection:
             for condition in (
-                batches.c.id == reference,
-                batches.c.name == reference,
-                batches.c.id.startswith(reference, autoescape=True) if len(reference) >= 4 else None,
+                ()
+                if not _storable(reference)
+                else (
+                    batches.c.id == reference,
+                    batches.c.name == reference,
+                    batches.c.id.startswith(reference, autoescape=True) if len(reference) >= 4 else None,
+                )
             ):
                 if condition is None:
                     continue
@@ -159,7 +163,7 @@ class DirectGateway:
     def job(self, job_id: str) -> JobRecord:
         """With artifacts and record."""
         with self.db.read() as connection:
-            found = self._job_records(connection, jobs.c.id == job_id, limit=1)
+            found = self._job_records(connection, jobs.c.id == job_id, limit=1) if _storable(job_id) else []
         if not found:
             raise NotFound(f"there is no job {job_id!r}: its id is <batch>-<line>, see `aigc list`")
         return found[0]
@@ -263,6 +267,11 @@ class DirectGateway:
         if ids:
             batch_id = batch_of(ids[0])
         return transitions.retry(self.db, self.settings.tenant, batch_id, ids)
+
+
+def _storable(reference: str) -> bool:
+    """Whether a database takes this text at all: a terminal may send bytes that are no Unicode."""
+    return "\x00" not in reference and not any("\ud800" <= character <= "\udfff" for character in reference)
 
 
 def _errors(connection: Connection, batch_id: str) -> tuple[ErrorSum, ...]:

@@ -120,12 +120,12 @@ class Queue:
                 yield client
         except AuthenticationError:
             raise Unavailable("redis", address, "wrong password", "check the password in AIGC_REDIS_URL") from None
-        except ResponseError as error:
-            advice = "give it more memory" if "OOM" in str(error) else "see its log"
-            raise Unavailable("redis", address, str(error), advice) from None
         except (RedisError, OperationalError, OSError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise Unavailable("redis", address, reason, "start Redis, or correct AIGC_REDIS_URL") from None
+            advice = "see its log" if isinstance(error, ResponseError) else "start Redis, or correct AIGC_REDIS_URL"
+            if "maxmemory" in reason:
+                advice = "give it more memory"
+            raise Unavailable("redis", address, reason, advice) from None
 
 
 def _ready(db: Database, queues: list[str] | None) -> list[tuple[str, int]]:

@@ -10,9 +10,9 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
-import psutil
 from celery import signals
 
 from shared.errors import AigcError
@@ -27,6 +27,9 @@ app = make_celery(settings)
 set_thread_policy(settings)
 log = logging.getLogger("aigc.worker")
 
+#: in the parent: Celery's worker
+_parent: Any = None
+#: in the child: ours
 _worker: Worker | None = None
 _ended = threading.Event()
 
@@ -47,7 +50,10 @@ def _set_up_logging(**_: Any) -> None:
 
 
 @signals.celeryd_after_setup.connect
-def _tell_children_their_queues(instance: Any, **_: Any) -> None:
+def _know_the_parent(instance: Any, **_: Any) -> None:
+    """In the parent, before its child starts: the child learns its queues through the environment."""
+    global _parent  # noqa: PLW0603 - one worker per process is the design
+    _parent = instance
     os.environ["AIGC_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
     stop_when_orphaned(settings)
 
@@ -91,5 +97,6 @@ def _stop(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _tell_child(**_: Any) -> None:
     """In the parent: Celery waits for the child's running task without telling it, so we do."""
-    for child in psutil.Process().children():
-        child.send_signal(signal.SIGUSR2)
+    for pid in _parent.pool.info["processes"] if _parent is not None else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)

@@ -176,6 +176,8 @@ def events(
     try:
         batch_id = gateway.batch(reference).id
     except NotFound:
+        if "-" not in reference:
+            raise
         job = gateway.job(reference)
         batch_id, line = batch_of(job.id), job.line
     cursor = after

@@ -26,6 +26,8 @@ def cancel(reference: Reference, json: bool = JSON_OPTION) -> None:
     try:
         count = client.batch(reference).cancel()
     except NotFound:
+        if "-" not in reference:
+            raise
         count = client.cancel([client.job(reference).id])
     _say(count, "cancelled", json=json)
 
@@ -38,6 +40,8 @@ def retry(reference: Reference, json: bool = JSON_OPTION) -> None:
     try:
         count = client.batch(reference).retry()
     except NotFound:
+        if "-" not in reference:
+            raise
         count = client.retry([client.job(reference).id])
     _say(count, "put back", json=json)
 

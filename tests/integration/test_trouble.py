@@ -17,7 +17,10 @@ from servers import PostgresServer, RedisServer
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+BOTH = pytest.mark.parametrize("cluster", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
 def cluster(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisServer) -> Iterator[Cluster]:
     environment = {
         "AIGC_DATA_DIR": str(tmp_path / "data"),
@@ -25,7 +28,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path, redis_server: RedisS
         "AIGC_REDIS_URL": redis_server.url,
         "AIGC_REDIS_PREFIX": tmp_path.name,
     }
-    if request.param == "postgres":
+    if getattr(request, "param", "sqlite") == "postgres":
         postgres: PostgresServer = request.getfixturevalue("postgres_server")
         environment["AIGC_DATABASE_URL"] = postgres.new_database()
     with Cluster(environment, tmp_path / "worker.log") as made:
@@ -36,6 +39,7 @@ def slow(n: int = 1, *, steps: int = 400, step_s: float = 0.05) -> list[dict[str
     return [{"task": "echo", "params": {"message": f"slow {k}", "steps": steps, "step_s": step_s}} for k in range(n)]
 
 
+@BOTH
 def test_a_worker_killed_in_the_middle_costs_nobody_a_job(cluster: Cluster) -> None:
     cluster.start_keeper()
     first = cluster.start_worker()
@@ -64,6 +68,7 @@ def test_a_child_that_dies_is_replaced_and_its_jobs_run_again(cluster: Cluster) 
     assert {result["status"] for result in results.values()} == {"succeeded"}
 
 
+@BOTH
 def test_a_worker_told_to_stop_gives_a_long_job_back_within_its_grace(cluster: Cluster) -> None:
     worker = cluster.start_worker()
     batch = cluster.client.submit(slow(1, steps=4000))
@@ -127,10 +132,11 @@ def test_a_storage_that_cannot_be_written_gives_jobs_back_and_says_so_until_it_h
     until(lambda: not any(w.condition.get("storage") for w in cluster.client.workers()), what="the all-clear")
 
 
+@BOTH
 def test_two_workers_never_show_two_results_of_a_job(cluster: Cluster) -> None:
     cluster.start_keeper()
-    cluster.start_worker(wait=False)
-    cluster.start_worker(wait=False)
+    cluster.start_worker()
+    cluster.start_worker()
     batch = cluster.client.submit([{"task": "echo", "params": {"message": n, "step_s": 0.002}} for n in range(400)])
     results = cluster.done(batch, within_s=90)
 

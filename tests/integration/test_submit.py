@@ -1,0 +1,328 @@
+"""Once SQL has committed, a submission is accepted, whatever Redis does; and Redis only ever says what SQL knows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from servers import RedisServer, free_port
+from sqlalchemy import event, func, select, update
+
+from aigc import Batch, Client, NotAllowed, RequestError
+from producer.gateway import DirectGateway
+from shared import jobs as transitions
+from shared.database import CommitUnknown, Database, now
+from shared.errors import Unavailable
+from shared.keeper import Keeper
+from shared.queue import IDS_PER_MESSAGE, Queue
+from shared.settings import Settings
+from shared.tables import batches, jobs
+
+
+@pytest.fixture
+def with_redis(settings: Settings, redis_server: RedisServer) -> Settings:
+    """A Redis that is there, with keys of this test alone, and nobody who takes anything out of it."""
+    prefix = f"test-{uuid.uuid4().hex[:8]}-"
+    return settings.model_copy(update={"redis_url": _secret(redis_server.url), "redis_prefix": prefix})
+
+
+def _secret(url: str) -> Any:
+    return Settings(_env_file=None, redis_url=url).redis_url
+
+
+def echo(n: int) -> Iterator[dict[str, Any]]:
+    return ({"task": "echo", "params": {"message": number}} for number in range(n))
+
+
+def messages(settings: Settings, queue: str = "cpu") -> list[dict[str, Any]]:
+    """What waits in Redis, decoded as Celery does it; the oldest first."""
+    assert settings.redis_url is not None
+    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as client:
+        waiting = client.lrange(settings.redis_prefix + queue, 0, -1)
+    decoded = []
+    for raw in reversed(waiting):
+        envelope = json.loads(raw)
+        assert envelope["content-type"] == "application/json"
+        assert envelope["properties"]["body_encoding"] == "base64"
+        args, _, _ = json.loads(base64.b64decode(envelope["body"]))
+        name, batch_id, ids = args
+        decoded.append({"task": envelope["headers"]["task"], "queue": name, "batch": batch_id, "ids": ids})
+    return decoded
+
+
+def ids(batch: Batch) -> list[str]:
+    return [job.id for job in batch.jobs()]
+
+
+def rows(db: Database, table: Any) -> int:
+    with db.read() as connection:
+        return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+# --- Redis wakes ---
+
+
+def test_with_no_worker_running_the_messages_in_redis_decode_to_the_ids_of_the_jobs(with_redis: Settings) -> None:
+    batch = Client(with_redis).submit(echo(150))
+    assert batch.warnings == ()
+    waiting = messages(with_redis)
+    assert [id_ for message in waiting for id_ in message["ids"]] == ids(batch)
+    assert [len(message["ids"]) for message in waiting] == [64, 64, 22]
+    assert {(m["task"], m["queue"], m["batch"]) for m in waiting} == {("aigc.generate", "cpu", batch.id)}
+
+
+def test_each_queue_has_messages_of_its_own_and_urgent_jobs_stand_first(with_redis: Settings) -> None:
+    client = Client(with_redis)
+    client.submit(echo(64), queue="night")
+    later = client.submit([{**job, "priority": n % 2} for n, job in enumerate(echo(128))])
+    urgent = [job.id for job in later.jobs() if job.priority == 1]
+    assert messages(with_redis)[0]["ids"] == urgent
+    assert len(messages(with_redis, "night")) == 1
+
+
+def test_a_queue_never_holds_more_messages_than_it_may_and_ringing_again_piles_up_nothing(with_redis: Settings) -> None:
+    settings = with_redis.model_copy(update={"queue_messages": 3})
+    client = Client(settings)
+    client.submit(echo(IDS_PER_MESSAGE * 5))
+    db = Database(settings)
+    for _ in range(3):
+        assert Queue(settings).ring(db) == 0
+        assert len(messages(settings)) == 3
+    client.submit(echo(10))
+    assert Queue(settings).lengths(["cpu", "gpu"]) == {"cpu": 3, "gpu": 0}
+
+
+def test_after_a_flush_a_round_of_the_keeper_brings_the_messages_back(
+    with_redis: Settings, redis_server: RedisServer
+) -> None:
+    batch = Client(with_redis).submit(echo(100))
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    assert messages(with_redis) == []
+    keeper = Keeper(with_redis, Database(with_redis))
+    keeper.round()
+    keeper.round()
+    assert [id_ for message in messages(with_redis) for id_ in message["ids"]] == ids(batch)
+
+
+def test_nothing_is_rung_for_jobs_that_nobody_may_claim(with_redis: Settings) -> None:
+    client = Client(with_redis)
+    cancelled = client.submit(echo(5))
+    marked = client.submit(echo(5))
+    cancelled.cancel()
+    db = Database(with_redis)
+    db.write(lambda c: c.execute(update(batches).where(batches.c.id == marked.id).values(cancelled_at=now())))
+    with redis.Redis.from_url(with_redis.broker_url or "") as server:
+        server.delete(with_redis.redis_prefix + "cpu")
+    assert Queue(with_redis).ring(db) == 0
+
+
+# --- and may be away ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    [None, "redis://127.0.0.1:{port}/0", "redis://no-such-host.invalid/0", "nonsense://x", "redis://h:99999999/0"],
+    ids=["not started", "refused", "unknown host", "not a URL of Redis", "not a port"],
+)
+def test_a_submission_is_accepted_whatever_is_wrong_with_redis(sqlite_settings: Settings, url: str | None) -> None:
+    broker = _secret(url.format(port=free_port())) if url else None
+    batch = Client(sqlite_settings.model_copy(update={"redis_url": broker})).submit(echo(3))
+    [warning] = batch.warnings
+    assert warning.startswith("the jobs are stored; they start when Redis answers: ")
+    assert batch.status().counts["queued"] == 3
+
+
+def test_a_redis_that_refuses_us_is_a_warning_without_our_password(
+    sqlite_settings: Settings, redis_server: RedisServer
+) -> None:
+    wrong = _secret(redis_server.url.replace(redis_server.password, "not-the-password"))
+    batch = Client(sqlite_settings.model_copy(update={"redis_url": wrong})).submit(echo(1))
+    [warning] = batch.warnings
+    assert "wrong password" in warning
+    assert "not-the-password" not in warning
+
+
+def test_a_redis_that_is_full_is_a_warning(sqlite_settings: Settings) -> None:
+    with RedisServer() as full:
+        with redis.Redis.from_url(full.url) as client:
+            client.config_set("maxmemory", 1)
+        batch = Client(sqlite_settings.model_copy(update={"redis_url": _secret(full.url)})).submit(echo(1))
+        assert "give it more memory" in batch.warnings[0]
+
+
+def test_a_redis_that_dies_between_the_look_and_the_message_is_a_warning(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shared import queue
+
+    with RedisServer() as server:
+        settings = sqlite_settings.model_copy(update={"redis_url": _secret(server.url), "connect_timeout_s": 1.0})
+        hints = queue._hints
+
+        def and_then_it_dies(*args: Any) -> Iterator[Any]:
+            server.kill()
+            return hints(*args)
+
+        monkeypatch.setattr(queue, "_hints", and_then_it_dies)
+        batch = Client(settings).submit(echo(1))
+        assert "when Redis answers" in batch.warnings[0]
+        assert batch.status().counts["queued"] == 1
+
+
+# --- SQL decides ---
+
+
+def test_what_is_strange_and_allowed_survives_on_both_databases(settings: Settings) -> None:
+    custom_ids = ["../../etc/passwd", "a/b", "CON", "😀" * 256, " ", "'; DROP TABLE jobs; --", "a\u2028b", "%s{}"]
+    strange = [
+        {"task": "echo", "params": {"message": {"\x00": ["\x00", None, 2**70, 1e-300]}}, "custom_id": custom_id}
+        for custom_id in custom_ids
+    ]
+    strange[0] |= {"seed": 2**63 - 4097, "priority": -1000, "metadata": {"\x00": "\x00" * 1000}, "timeout_s": 1e-9}
+    strange.append({"task": "text-generation", "model": "/" + "😀" * 499, "params": {"prompt": "\x00"}})
+    batch = Client(settings).submit(strange, name="é %_' 😀", idempotency_key="k\u3000k")
+    stored = list(batch.jobs())
+    assert [job.custom_id for job in stored] == [*custom_ids, "9"]
+    assert stored[0].params["message"] == {"\x00": ["\x00", None, 2**70, 1e-300]}
+    assert (stored[0].seed, stored[0].priority) == (2**63 - 4097, -1000)
+    assert stored[0].metadata == {"\x00": "\x00" * 1000}
+    assert Client(settings).batch("é %_' 😀").id == batch.id
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "a\x00b"}, {"name": "\ud800"}, {"name": "  "}, {"name": "x" * 201}, {"idempotency_key": "\n"},
+        {"idempotency_key": ""}, {"expires_s": 0}, {"expires_s": -1}, {"expires_s": float("nan")},
+        {"expires_s": float("inf")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_submission_as_a_whole_may_be_wrong_and_then_nothing_is_stored(
+    sqlite_settings: Settings, wrong: dict[str, Any]
+) -> None:
+    client = Client(sqlite_settings)
+    with pytest.raises(RequestError):
+        client.submit(echo(1), **wrong)
+    assert client.batches() == []
+
+
+def test_the_same_request_again_is_the_first_batch(settings: Settings) -> None:
+    client = Client(settings)
+    first = client.submit(echo(3), idempotency_key="k", name="a")
+    assert client.submit(echo(3), idempotency_key="k").id == first.id
+    with pytest.raises(NotAllowed, match=first.id):
+        client.submit(echo(4), idempotency_key="k")
+    assert client.submit(echo(3)).id != first.id
+    assert len(client.batches()) == 2
+
+
+def test_a_failure_half_way_leaves_nothing_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producer.submit.CHUNK", 10)
+    add_jobs, calls = transitions.add_jobs, iter(range(10))
+
+    def full_at_the_third(db: Database, *args: Any) -> None:
+        if next(calls) == 2:
+            raise Unavailable("database", "here", "disk full")
+        add_jobs(db, *args)
+
+    monkeypatch.setattr(transitions, "add_jobs", full_at_the_third)
+    client = Client(settings)
+    with pytest.raises(Unavailable):
+        client.submit(echo(50), idempotency_key="k")
+    db = Database(settings)
+    assert (rows(db, batches), rows(db, jobs)) == (0, 0)
+    monkeypatch.undo()
+    assert client.submit(echo(50), idempotency_key="k").status().total == 50
+
+
+def test_commits_whose_answers_are_lost_store_everything_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given every second COMMIT stands, and the connection breaks before we hear of it."""
+    commit, count = Database._commit, iter(range(10_000))
+
+    def and_no_answer(self: Database, connection: Any) -> None:
+        commit(self, connection)
+        if next(count) % 2 == 0:
+            raise CommitUnknown("database", self.address, "lost")
+
+    monkeypatch.setattr(Database, "_commit", and_no_answer)
+    monkeypatch.setattr("producer.submit.CHUNK", 10)
+    batch = Client(settings).submit(echo(35), idempotency_key="k")
+    assert batch.status().total == 35
+    assert batch.status().counts["queued"] == 35
+    assert [job.line for job in batch.jobs()] == list(range(1, 36))
+    assert [e.kind for e in batch.events()] == ["submitted"]
+
+
+def test_connections_that_the_database_has_cut_are_not_noticed(postgres_settings: Settings) -> None:
+    client = Client(postgres_settings)
+    client.submit(echo(1))
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    with Database(postgres_settings).read() as connection:
+        connection.exec_driver_sql(f"{cut} AND pid != pg_backend_pid()")
+    client.submit(echo(1))
+    assert len(client.batches()) == 2
+
+
+# --- and answers cheaply ---
+
+
+def statements(gateway: DirectGateway, reference: str) -> list[str]:
+    said: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(" ".join(statement.split()).lower())
+
+    event.listen(gateway.db.engine, "before_cursor_execute", listen)
+    gateway.batch(reference)
+    event.remove(gateway.db.engine, "before_cursor_execute", listen)
+    return said
+
+
+def test_the_status_of_a_batch_reads_its_counters_and_never_its_jobs(settings: Settings) -> None:
+    client = Client(settings)
+    gateway = client.gateway
+    assert isinstance(gateway, DirectGateway)
+    small, large = client.submit(echo(10)), client.submit(echo(3000), name="large")
+    said = statements(gateway, large.id)
+    assert said == statements(gateway, small.id)
+    assert len(said) == 2
+    for statement in [*said, *statements(gateway, "large"), *statements(gateway, large.id[:10])]:
+        assert not any(word in statement for word in ("from jobs", "join jobs", "count(", "sum(", "group by"))
+    assert client.batch(large.id).status().counts["queued"] == 3000
+
+
+_HUNDRED_THOUSAND = """
+import json, resource, sys
+from aigc import Client, Settings
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+client = Client(Settings(_env_file=None, data_dir=sys.argv[1]))
+client.submit([{"task": "echo", "params": {"message": "warm"}}])
+before = peak()
+batch = client.submit_file(sys.argv[2])
+print(json.dumps({"grown": peak() - before, "counts": batch.status().counts["queued"]}))
+"""
+
+
+def test_a_hundred_thousand_lines_are_stored_in_little_memory(sqlite_settings: Settings) -> None:
+    file = sqlite_settings.data_dir / "jobs.jsonl"
+    with file.open("w") as lines:
+        for number in range(100_000):
+            job = {"custom_id": f"job-{number}", "task": "echo", "params": {"message": f"message {number}"}}
+            lines.write(json.dumps(job) + "\n")
+    command = [sys.executable, "-c", _HUNDRED_THOUSAND, str(sqlite_settings.data_dir), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=170)
+    told = json.loads(done.stdout)
+    assert told["counts"] == 100_000
+    assert told["grown"] < 150, f"it grew by {told['grown']} MB"
