@@ -93,8 +93,7 @@ FAMILIES: dict[str, Family] = {
         products="shoe/shoes|boot/boots|sandal/sandals|slipper/slippers|sneaker/sneakers|clog/clogs|"
         "loafer/loafers|running shoe/running shoes|hiking boot/hiking boots|moccasin/moccasins|"
         "rubber boot/rubber boots|dancing shoe/dancing shoes|ankle boot/ankle boots|sock/socks",
-        made="soft calf leather|waxed suede|woven canvas|recycled rubber|boiled wool|brushed cotton|"
-        "natural cork",
+        made="soft calf leather|waxed suede|woven canvas|recycled rubber|boiled wool|brushed cotton|natural cork",
         feat="a sole that bends with every step|a heel that never slips|room for all five toes|"
         "a lining that breathes|double stitching at the toe|a cushion under the arch|"
         "a grip that holds on wet stone|an edge that does not rub|a padded collar|"
@@ -118,8 +117,7 @@ FAMILIES: dict[str, Family] = {
         products="coat/coats|jacket/jackets|shirt/shirts|dress/dresses|sweater/sweaters|skirt/skirts|"
         "+trousers|+jeans|cardigan/cardigans|raincoat/raincoats|blouse/blouses|waistcoat/waistcoats|"
         "hoodie/hoodies|+pyjamas|suit/suits|T-shirt/T-shirts|apron/aprons",
-        made="merino wool|washed linen|organic cotton|heavy denim|soft flannel|brushed twill|fine corduroy|"
-        "pure silk",
+        made="merino wool|washed linen|organic cotton|heavy denim|soft flannel|brushed twill|fine corduroy|pure silk",
         feat="deep pockets|buttons of real horn|seams that lie flat|a collar that keeps its shape|"
         "a cut that flatters|sleeves you can roll up|a hidden inner pocket|a hem that hangs just right|"
         "cuffs that stay in place|a lining as smooth as water",
@@ -270,8 +268,7 @@ FAMILIES: dict[str, Family] = {
         "a scent of summer|a taste that stays|a touch of lemon|a round and mellow body",
         use="slow mornings|a hot afternoon|the end of a long week|toasting with friends|"
         "the break between two meetings|a quiet hour on the balcony",
-        who="early risers|night workers|thirsty gardeners|people who take their time|curious tongues|"
-        "good friends",
+        who="early risers|night workers|thirsty gardeners|people who take their time|curious tongues|good friends",
         hook="Pour yourself a pause.|Raise your glass.|Wake up to something good.|"
         "The first sip tells the truth.|Thirst is a fine thing.|Sit down, breathe, drink.|Refresh your day.",
         detail="Serve it cool in summer and warm in winter.|We add no colour and no tricks.|"
@@ -284,15 +281,13 @@ FAMILIES: dict[str, Family] = {
         products="=honey|=cheese|apple/apples|tomato/tomatoes|=olive oil|+noodles|=jam|=soup|"
         "strawberry/strawberries|+mushrooms|pear/pears|=butter|potato/potatoes|sausage/sausages|"
         "orange/oranges|=rice|=pasta|olive/olives|cherry/cherries|pumpkin/pumpkins|=mustard|=peanut butter",
-        made="the best of the harvest|nothing but what grows here|sun, soil and patience|"
-        "small farms in the valley",
+        made="the best of the harvest|nothing but what grows here|sun, soil and patience|small farms in the valley",
         feat="a taste like summer holidays|a deep and honest flavour|a scent that fills the kitchen|"
         "no additives at all|just the right bite|a hint of herbs|a colour that makes you hungry|"
         "plenty of goodness",
         use="a quick supper|the Sunday table|a healthy lunch box|breakfast in bed|long evenings with friends|"
         "cooking with children",
-        who="hungry families|people who read labels|friends of simple food|hobby cooks|gourmets|"
-        "busy students",
+        who="hungry families|people who read labels|friends of simple food|hobby cooks|gourmets|busy students",
         hook="Taste the season.|Good food needs few words.|From the field to your fork.|Eat well, feel well.|"
         "Hungry? So are we.|Bring the market home.|Fill your plate with sunshine.",
         detail="Our farmers pick at dawn, and we deliver before noon.|Keep {them} in a cool place, if "
@@ -329,8 +324,7 @@ FAMILIES: dict[str, Family] = {
         feat="a battery that lasts two days|a screen as clear as morning|a single button|"
         "menus you understand at once|sharp pictures even at night|updates for seven years|"
         "a fan you cannot hear|a cable that reaches",
-        use="work and play|video calls with grandma|the long train ride|homework|small desks|"
-        "evenings at home",
+        use="work and play|video calls with grandma|the long train ride|homework|small desks|evenings at home",
         who="people who hate manuals|students|makers|gamers|busy offices|beginners of every age",
         hook="Switch on the future.|Technology can be kind.|Press start.|Less waiting, more doing.|"
         "Smart is when it simply works.|Plug in and enjoy.|Meet your new favourite machine.",
@@ -372,8 +366,7 @@ FAMILIES: dict[str, Family] = {
         "corners that stay crisp",
         use="a train journey|the bedside table|letters that matter|rainy holidays|planning great things|"
         "reading aloud at bedtime",
-        who="readers|people who still write letters|students|poets and list makers|curious children|"
-        "night owls",
+        who="readers|people who still write letters|students|poets and list makers|curious children|night owls",
         hook="Open a door made of paper.|Turn the page.|Put it in writing.|Get lost for an hour.|"
         "Every great plan begins with a line.|Your next chapter starts here.|Read more, scroll less.",
         detail="It fits into a coat pocket and into a busy life.|No battery, no password, no noise.|"
@@ -407,8 +400,7 @@ FAMILIES: dict[str, Family] = {
         "tree/trees|garden chair/garden chairs|plant/plants|seed/seeds|bird house/bird houses|"
         "lawn mower/lawn mowers|herb/herbs|greenhouse/greenhouses|cactus/cacti|garden hose/garden hoses|"
         "wheelbarrow/wheelbarrows",
-        made="the best of our nursery|good earth and patience|weatherproof materials|"
-        "things that like the rain",
+        made="the best of our nursery|good earth and patience|weatherproof materials|things that like the rain",
         feat="blossom from May to October|roots as strong as a rope|a shape for every corner|"
         "no need for much care|a place for bees|a green that calms the eye|strength to survive the frost|"
         "a friendly look",
@@ -435,8 +427,7 @@ FAMILIES: dict[str, Family] = {
         "a ten-year promise",
         use="quick repairs|building your first shelf|the garden shed|big jobs and small fixes|"
         "work on a Saturday morning|mending what others throw away",
-        who="craftsmen|weekend builders|people who fix things|set designers|careful parents|"
-        "apprentices and masters",
+        who="craftsmen|weekend builders|people who fix things|set designers|careful parents|apprentices and masters",
         hook="Do it yourself, do it well.|Fix it before lunch.|Good work needs good tools.|"
         "Roll up your sleeves.|Half the job is the right tool.|Build something today.|"
         "Stop borrowing from your neighbour.",
@@ -477,8 +468,7 @@ FAMILIES: dict[str, Family] = {
         "a light that catches the eye|a secret on the inside|a certificate of origin",
         use="a promise|golden anniversaries|evenings at the theatre|every single day|saying thank you|"
         "a very special birthday",
-        who="lovers|daughters and mothers|collectors|people who are always on time|brides and grooms|"
-        "quiet admirers",
+        who="lovers|daughters and mothers|collectors|people who are always on time|brides and grooms|quiet admirers",
         hook="Some moments shine longer.|Give time, give light.|Say it without words.|Make the moment last.|"
         "A small sparkle goes a long way.|She will know at once.|Wear a little sunshine.",
         detail="Our goldsmith signs each piece with a tiny star.|It comes in a box you will want to keep.|"
@@ -511,14 +501,11 @@ FAMILIES: dict[str, Family] = {
         "aquarium/aquariums|bird cage/bird cages|saddle/saddles|dog leash/dog leashes|"
         "scratching post/scratching posts|=bird seed|cat basket/cat baskets|hamster wheel/hamster wheels|"
         "feeding bowl/feeding bowls",
-        made="things no paw can break|natural ingredients|untreated wood and rope|washable felt|"
-        "strong webbing",
+        made="things no paw can break|natural ingredients|untreated wood and rope|washable felt|strong webbing",
         feat="an approval by a very picky cat|no nasty extras|a size for every paw|a colour that hides hair|"
         "plenty of room to turn around|edges that are safe to chew|a calm smell of hay|a good deal of love",
-        use="playful mornings|old bones|long naps|walks in the dark|the four-legged boss|"
-        "furry friends of every size",
-        who="dogs and their humans|cats who know what they want|shy rescues|puppies|proud owners|"
-        "animal lovers",
+        use="playful mornings|old bones|long naps|walks in the dark|the four-legged boss|furry friends of every size",
+        who="dogs and their humans|cats who know what they want|shy rescues|puppies|proud owners|animal lovers",
         hook="Happy tails guaranteed.|They cannot say it, but they know.|Spoil your best friend.|"
         "For the one who waits at the door.|Purring is the best review.|Good dogs deserve good things.|"
         "Wag now, thank us later.",
@@ -531,13 +518,11 @@ FAMILIES: dict[str, Family] = {
         "new old hand cheap fine fresh green small",
         products="=soap|=shampoo|=perfume|=hand cream|toothbrush/toothbrushes|comb/combs|=bath salt|"
         "=lip balm|razor/razors|hairbrush/hairbrushes|=sun cream|=body oil|=toothpaste|=shaving foam",
-        made="olive oil and lavender|almond milk|sea salt and herbs|beeswax and roses|"
-        "plants from our own fields",
+        made="olive oil and lavender|almond milk|sea salt and herbs|beeswax and roses|plants from our own fields",
         feat="a scent of fresh laundry|a foam as light as snow|no perfume that shouts|a touch of lemon|"
         "a feeling of clean air|kindness to dry skin|a note of orange blossom|nothing that stings the eyes",
         use="tired skin|the morning rush|a long bath|cold winter days|sensitive hands|travelling light",
-        who="people with dry hands|bathers|sleepy heads|the whole family|friends of clear ingredients|"
-        "swimmers",
+        who="people with dry hands|bathers|sleepy heads|the whole family|friends of clear ingredients|swimmers",
         hook="Be kind to your skin.|Start fresh.|A small luxury every morning.|"
         "Take ten minutes for yourself.|Clean can smell like a holiday.|Feel new again.|"
         "Your mirror will smile back.",
@@ -830,10 +815,7 @@ def _sky(degrees: tuple[int, int], rain: tuple[int, int], wind: str, *sentences:
 
 
 _CALM = "hardly any wind|a light breeze from the {compass}|calm air|a gentle breeze from the {compass}"
-_FRESH = (
-    "a fresh wind from the {compass}|a steady wind from the {compass}|"
-    "gusts of up to {gust} kilometres per hour"
-)
+_FRESH = "a fresh wind from the {compass}|a steady wind from the {compass}|gusts of up to {gust} kilometres per hour"
 
 SKIES: dict[str, Sky] = {
     "sun": _sky(
@@ -901,8 +883,7 @@ SKIES: dict[str, Sky] = {
     "storm": _sky(
         (8, 24),
         (70, 100),
-        "gusts of up to {gale} kilometres per hour|a stormy wind from the {compass}|"
-        "sudden squalls from the {compass}",
+        "gusts of up to {gale} kilometres per hour|a stormy wind from the {compass}|sudden squalls from the {compass}",
         "A thunderstorm is moving towards {place}.|Lightning and heavy rain are expected in {place} this "
         "{part}.|Storm warning for {place}: strong gusts are on their way.|"
         "Dark clouds are towering over {place}.|The wind is howling around the houses of {place}.",
@@ -917,8 +898,7 @@ SKIES: dict[str, Sky] = {
     "snow": _sky(
         (-9, 1),
         (50, 95),
-        "a cold wind from the north|hardly any wind|an icy breeze from the east|"
-        "a light wind from the {compass}",
+        "a cold wind from the north|hardly any wind|an icy breeze from the east|a light wind from the {compass}",
         "Snow is falling on {place}, and the roofs are white.|{place} wakes up under a blanket of snow.|"
         "Thick flakes drift through the streets of {place}.|Fresh snow is expected in {place} this {part}.|"
         "Winter has arrived in {place}, with up to {cm} centimetres of snow.|It is snowing in {place}.",
@@ -973,8 +953,7 @@ SKIES: dict[str, Sky] = {
         "Perfect weather for kites.|Cyclists should watch out for gusts.|"
         "Wear a jacket that keeps out the wind.|Tie down whatever may fly away.|"
         "Washing dries in no time in {place}.",
-        "Tomorrow the wind eases.|It stays windy until {day}.|Rain follows on {day}.|"
-        "Tomorrow is calm and friendly.",
+        "Tomorrow the wind eases.|It stays windy until {day}.|Rain follows on {day}.|Tomorrow is calm and friendly.",
     ),
     "change": _sky(
         (8, 20),
@@ -1274,8 +1253,7 @@ GENERAL: Words = {
     "decades": _split("thirty|forty|fifty|sixty|seventy|eighty"),
     "minutes": _split("five|six|eight|ten|twelve|fifteen|twenty"),
     "hundred": _split(
-        "two hundred|three hundred|four hundred|five hundred|six hundred|nearly a thousand|"
-        "one hundred|eight hundred"
+        "two hundred|three hundred|four hundred|five hundred|six hundred|nearly a thousand|one hundred|eight hundred"
     ),
     "thousand": _split("two|three|four|five|six|eight|ten|twenty|thirty|forty"),
     "million": _split("two|three|five|eight|twelve|fifteen|twenty|thirty"),

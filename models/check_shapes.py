@@ -65,9 +65,7 @@ def lab(rgb: NDArray[np.floating]) -> NDArray[np.float64]:
     )
     xyz = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.stack(
-        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1
-    )
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
 
 def name_colour(rgb: NDArray[np.floating]) -> str | None:
@@ -210,9 +208,7 @@ def self_test(count: int, seed: int) -> dict[str, float]:
         size: Size = rng.choice(list(SIZES))
         scene = Scene(shape, figure, ground, size)
         picture = draw(scene, rng, ((128, 128), (192, 128), (128, 192))[number % 3])
-        wrong = rng.choice(
-            (Scene(other, figure, ground), Scene(shape, third, ground), Scene(shape, figure, third))
-        )
+        wrong = rng.choice((Scene(other, figure, ground), Scene(shape, third, ground), Scene(shape, figure, third)))
         accepted += judge(picture, scene).both
         rejected += not judge(picture, wrong).both
     return {"accepts_right": accepted / count, "rejects_wrong": rejected / count, "drawings": count}
@@ -284,13 +280,9 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 
 def _arguments() -> argparse.Namespace:
     here = Path(__file__).parent
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=here / "shapes")
-    parser.add_argument(
-        "--prompts", type=int, default=200, help="held-out prompts at the recommended settings"
-    )
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts at the recommended settings")
     parser.add_argument("--drawings", type=int, default=600, help="drawings of the self-test")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -341,9 +333,7 @@ def main(args: argparse.Namespace) -> None:
         pictures = paint(pipeline, texts, steps=args.steps, guidance=guidance, size=size, seed=args.seed)
         seconds = (time.monotonic() - begin) / count
         shares, wrong = measure(pictures, [scene for scene, _ in prompts])
-        report[name] = (
-            {"steps": args.steps, "guidance_scale": guidance} | shares | {"seconds_each": round(seconds, 3)}
-        )
+        report[name] = {"steps": args.steps, "guidance_scale": guidance} | shares | {"seconds_each": round(seconds, 3)}
         print(
             name,
             json.dumps(report[name]),

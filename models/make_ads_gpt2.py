@@ -106,9 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=22, help="seed of texts, weights and samples")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--vocabulary", type=int, default=2560, help="tokens of the tokenizer")
-    parser.add_argument(
-        "--measure-only", action="store_true", help="measure the model in --out, rewrite its card"
-    )
+    parser.add_argument("--measure-only", action="store_true", help="measure the model in --out, rewrite its card")
     return parser.parse_args()
 
 
@@ -367,9 +365,7 @@ def baselines(
     return math.exp(-np.log(test[0]).mean()), math.exp(-np.log(weights @ test).mean())
 
 
-def topic_shares(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int
-) -> tuple[float, float, float]:
+def topic_shares(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> tuple[float, float, float]:
     """Shares of held-out topics whose sampled text names them again, ends in time, and does both."""
     topics = grammar.held_out_topics(random.Random(f"topics {seed}"), TOPICS)
     named, ended = [], []

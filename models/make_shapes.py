@@ -14,7 +14,7 @@ Six stages, each of which is skipped or continued if its files are already under
                 the captions empty for guidance (Ho & Salimans 2022, arXiv:2207.12598), weights averaged;
 6. ``export``   a ``StableDiffusionPipeline`` folder in safetensors.
 
-Runs on one CPU thread by default; the numbers of steps are what about an hour of that affords.
+Runs on one CPU thread by default. A UNet step takes about 0.35 s of it, an autoencoder step 0.35 s.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _arguments() -> argparse.Namespace:
         "--pictures", type=int, default=12000, help="drawings whose latents the UNet learns (default 12000)"
     )
     parser.add_argument("--text-steps", type=int, default=600, help="text encoder steps (default 600)")
-    parser.add_argument("--unet-steps", type=int, default=4000, help="UNet steps (default 4000)")
-    parser.add_argument("--batch", type=int, default=32, help="latents in a UNet step (default 32)")
+    parser.add_argument("--unet-steps", type=int, default=12000, help="UNet steps (default 12000)")
+    parser.add_argument("--batch", type=int, default=16, help="latents in a UNet step (default 16)")
     parser.add_argument(
         "--stages",
         nargs="+",

@@ -49,9 +49,7 @@ _SUPERSAMPLE: Final = 4
 
 def _regular(corners: int) -> list[Point]:
     """Corners of a regular polygon in the unit circle, the first one on top."""
-    return [
-        (math.sin(2 * math.pi * k / corners), -math.cos(2 * math.pi * k / corners)) for k in range(corners)
-    ]
+    return [(math.sin(2 * math.pi * k / corners), -math.cos(2 * math.pi * k / corners)) for k in range(corners)]
 
 
 def _star() -> list[Point]:
@@ -154,9 +152,7 @@ def random_scene(rng: random.Random, *, held: bool = False) -> Scene:
 def outline(shape: str, centre: Point, radius: float, degrees: float) -> list[Point]:
     """Corners in pixels: turned clockwise by ``degrees``, scaled to ``radius``, moved to ``centre``."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return [
-        (centre[0] + radius * (c * x - s * y), centre[1] + radius * (s * x + c * y)) for x, y in SHAPES[shape]
-    ]
+    return [(centre[0] + radius * (c * x - s * y), centre[1] + radius * (s * x + c * y)) for x, y in SHAPES[shape]]
 
 
 def mask(shape: str, size: tuple[int, int], centre: Point, radius: float, degrees: float) -> Image.Image:
@@ -193,9 +189,7 @@ def draw(scene: Scene, rng: random.Random, size: tuple[int, int] = (128, 128)) -
     figure = mask(scene.shape, size, centre, radius, degrees)
 
     blur = 0.028 * side
-    shadow = ImageChops.offset(figure, round(0.022 * side), round(0.034 * side)).filter(
-        ImageFilter.GaussianBlur(blur)
-    )
+    shadow = ImageChops.offset(figure, round(0.022 * side), round(0.034 * side)).filter(ImageFilter.GaussianBlur(blur))
 
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     ground_light = 1.03 - 0.16 * (((x - width / 2) / width) ** 2 + ((y - 0.4 * height) / height) ** 2) / 0.5

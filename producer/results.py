@@ -259,7 +259,7 @@ def _line(
         if len(values) > 1:
             line[several] = values
     line["artifacts"] = [_artifact(a, paths.get(a.id), problems.get(a.id)) for a in job.artifacts]
-    line |= {"error": job.error, "attempts": job.attempt, "timings": dict(job.timings)}
+    line |= {"error": job.error, "attempts": job.attempt, "timings": dict(job.timings), "record": job.record}
     return line
 
 

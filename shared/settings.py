@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     resident_models: Annotated[int, Field(ge=1, le=64)] = 4
     #: number type on CUDA; a CPU always computes in float32
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    #: threads a worker computes with; 0 = all cores of this machine
+    #: threads a worker computes with; 0 = as many as this machine has physical cores
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     #: where this worker computes: `cpu`, `cuda`, or `auto` (the first GPU it sees, else the CPU)
     device: Literal["auto", "cpu", "cuda"] = "auto"

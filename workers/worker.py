@@ -24,7 +24,7 @@ from shared.jobs import ClaimedJob, SessionLost
 from shared.scheduling import Waiting, choose, window
 from shared.settings import Settings
 from shared.storage import open_storage
-from shared.tables import backlog, lanes, worker_sessions
+from shared.tables import backlog, batches, lanes, worker_sessions
 from shared.tasks import get_task
 from workers.finisher import Finished, Finisher, FinisherBroken
 from workers.generators import Device, Failed, Outcome, Work
@@ -163,7 +163,8 @@ class Worker:
                 func.sum(backlog.c.ready).label("ready"),
             )
             .join(lanes, lanes.c.id == backlog.c.lane_id)
-            .where(backlog.c.ready > 0, lanes.c.queue.in_(self._queues))
+            .join(batches, batches.c.id == backlog.c.batch_id)
+            .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None), lanes.c.queue.in_(self._queues))
             .group_by(backlog.c.lane_id, lanes.c.task, lanes.c.model, backlog.c.priority)
         )
         alive = select(func.count()).where(

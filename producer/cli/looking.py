@@ -99,7 +99,7 @@ def watch(reference: BatchReference, json: bool = JSON_OPTION) -> None:
     record = follow(client.gateway, batch.id, quiet=json or None, hint=_hint(client, batch.id))
     if json:
         show_json(record.to_json())
-    raise typer.Exit(1 if record.counts["failed"] else 0)
+    raise typer.Exit(1 if record.counts["failed"] or record.counts["cancelled"] else 0)
 
 
 def list_(

@@ -83,12 +83,15 @@ def submit(
         batch = client.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires)
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")
+    answer = {"batch_id": batch.id, "total": spool.total, "skipped": spool.problem_count}
+    if not wait:
+        show_json(answer) if json else show(batch.id)
+        return
+    (note if json else show)(batch.id)
+    status = _wait_and_fetch(client, batch.id, out, json=json)
     if json:
-        show_json({"batch_id": batch.id, "total": spool.total, "skipped": spool.problem_count})
-    else:
-        show(batch.id)
-    if wait:
-        raise typer.Exit(_wait_and_fetch(client, batch.id, out, json=json))
+        show_json({**client.gateway.batch(batch.id).to_json(), **answer})
+    raise typer.Exit(status)
 
 
 def _say_skipped(problems: list[Any], count: int, report: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_line_has_the_promised_shape(gateway: FakeGateway, tmp_path: Path) -> 
     text, picture, data, several, failed = lines_of(tmp_path)
     assert list(text) == [
         "index", "custom_id", "job_id", "status", "task", "model", "params", "seed", "metadata", "text", "artifacts",
-        "error", "attempts", "timings",
+        "error", "attempts", "timings", "record",
     ]  # fmt: skip
     assert (text["index"], text["text"], text["metadata"]) == (1, "schön\u2028 ✓", {"campaign": "spring"})
     assert picture["artifacts"] == [
