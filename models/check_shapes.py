@@ -238,7 +238,7 @@ def paint(
     batch: int = 10,
 ) -> list[Image.Image]:
     """One picture of ``size`` (width, height) for each prompt; the n-th has the seed ``seed + n``."""
-    import torch  # noqa: PLC0415 - not needed for the self-test
+    import torch
 
     pictures: list[Image.Image] = []
     for first in range(0, len(prompts), batch):
@@ -303,9 +303,9 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(report, indent=1))
         return
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    import diffusers  # noqa: PLC0415 - after the thread variable, and not needed for the self-test
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
+    import diffusers
+    import torch
+    import transformers
 
     torch.set_num_threads(args.threads)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(args.model)

@@ -83,14 +83,16 @@ def main() -> None:
     else:
         seed, steps = args.seed, args.steps
         texts = training_texts(seed, steps)
-        tokenizer = train_tokenizer(texts[:30_000], args.vocabulary)
+        begun = load(Path(args.start)) if args.start else None
+        tokenizer = begun[1] if begun else train_tokenizer(texts[:30_000], args.vocabulary)
         tokenizer.save_pretrained(out)
         rows = pack(texts, tokenizer)[: steps * BATCH]
         if len(rows) < steps * BATCH:
             raise RuntimeError(f"the texts fill {len(rows)} rows, {steps * BATCH} are needed")
         tokens = rows.size
         started = time.monotonic()
-        save(train(rows, tokenizer, steps, seed), out)
+        model = begun[0] if begun else new_model(tokenizer)
+        save(train(model, rows, steps, seed, peak=1.2e-3 if begun else 2e-3), out)
         minutes = (time.monotonic() - started) / 60
     figures = measure(out, seed=seed, steps=steps, training_tokens=tokens, training_minutes=minutes)
     (out / "figures.json").write_text(json.dumps(asdict(figures), indent=2) + "\n")
@@ -106,6 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=22, help="seed of texts, weights and samples")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--vocabulary", type=int, default=2560, help="tokens of the tokenizer")
+    parser.add_argument("--start", default=None, help="folder of a model of this script to train further")
     parser.add_argument("--measure-only", action="store_true", help="measure the model in --out, rewrite its card")
     return parser.parse_args()
 
@@ -205,16 +208,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     return model
 
 
-def train(rows: np.ndarray, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> GPT2LMHeadModel:
-    """Train for the given steps: AdamW, a short warm-up, then a cosine down to a twentieth of the rate."""
+def train(model: GPT2LMHeadModel, rows: np.ndarray, steps: int, seed: int, *, peak: float) -> GPT2LMHeadModel:
+    """Train for the given steps: AdamW, a short warm-up to `peak`, then a cosine down to a twentieth of it."""
     import torch
 
     torch.manual_seed(seed)
-    model = new_model(tokenizer).train()
+    model.train()
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     started, mean = time.monotonic(), 0.0
     for step in range(steps):

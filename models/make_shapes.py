@@ -1,6 +1,6 @@
 """Makes ``models/shapes``: a small text-to-image pipeline for one coloured figure on a coloured ground.
 
-    python models/make_shapes.py --out models/shapes --work /tmp/shapes
+    python models/make_shapes.py --out models/shapes --work build/shapes
 
 Six stages, each of which is skipped or continued if its files are already under ``--work``:
 
@@ -34,9 +34,7 @@ STAGES: Final = ("vae", "latents", "decoder", "text", "unet", "export")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "shapes", help="folder of the finished pipeline"
     )
@@ -184,9 +182,7 @@ def train_vae(args: argparse.Namespace) -> AutoencoderKL:
     rng, noise = random.Random(args.seed + start), torch.Generator().manual_seed(args.seed + start)
     log = Log("vae", steps)
     for step in range(start, steps):
-        set_rate(
-            optimizer, 2e-3, step, round(1.25 * steps), warmup=50
-        )  # the rest of the way is the decoder's
+        set_rate(optimizer, 2e-3, step, round(1.25 * steps), warmup=50)  # the rest of the way is the decoder's
         pictures = drawings(rng, 8, crop=64) if step < args.crop_steps else whole_drawings(rng, step)
         posterior = vae.encode(pictures).latent_dist
         loss, pixel = picture_loss(vae.decode(posterior.sample(noise)).sample, pictures)
@@ -194,9 +190,7 @@ def train_vae(args: argparse.Namespace) -> AutoencoderKL:
         _descend(loss + 1e-4 * kl, optimizer, vae)
         log.note(step, pixel)
         if step % 200 == 199:
-            _save(
-                {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file
-            )
+            _save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file)
     vae.save_pretrained(folder)
     (folder / "done").touch()
     return vae
@@ -339,12 +333,7 @@ def make_tokenizer(folder: Path, seed: int) -> CLIPTokenizer:
         bpe.train_from_iterator(captions, trainer)
         learnt = json.loads(bpe.to_str())["model"]
         pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in learnt["merges"]]
-        tokens = (
-            letters
-            + [letter + "</w>" for letter in letters]
-            + ["".join(pair) for pair in pairs]
-            + [START, END]
-        )
+        tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in pairs] + [START, END]
         folder.mkdir(parents=True, exist_ok=True)
         unique = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
         (folder / "vocab.json").write_text(json.dumps(unique, ensure_ascii=False))
@@ -360,9 +349,7 @@ def make_tokenizer(folder: Path, seed: int) -> CLIPTokenizer:
 
 def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """(count, MAX_TOKENS) token numbers, padded as the pipeline pads."""
-    encoded = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    encoded = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return encoded.input_ids  # type: ignore[no-any-return]
 
 
@@ -478,16 +465,14 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def train_unet(
-    args: argparse.Namespace, shelves: list[Shelf], tokenizer: CLIPTokenizer, text: CLIPTextModel
-) -> None:
+def train_unet(args: argparse.Namespace, shelves: list[Shelf], tokenizer: CLIPTokenizer, text: CLIPTextModel) -> None:
     """Trains the UNet, or continues; the weights and their average are kept in ``unet.pt``."""
     state_file = args.work / "unet.pt"
     torch.manual_seed(args.seed)
     unet, average = new_unet(), new_unet()
     average.load_state_dict(unet.state_dict())
     average.requires_grad_(requires_grad=False)
-    optimizer = torch.optim.AdamW(unet.parameters(), UNET_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(unet.parameters(), UNET_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -533,9 +518,7 @@ def _average(average: nn.Module, model: nn.Module, keep: float) -> None:
 # --- all of it -----------------------------------------------------------------------------------------
 
 
-def export(
-    args: argparse.Namespace, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL
-) -> None:
+def export(args: argparse.Namespace, tokenizer: CLIPTokenizer, text: CLIPTextModel, vae: AutoencoderKL) -> None:
     """Writes the pipeline from the last saved state of decoder and UNet, finished or not.
 
     UNet and autoencoder in float16: diffusers widens them to float32 when it loads them. The text encoder
@@ -545,6 +528,7 @@ def export(
     decoder.load_state_dict(torch.load(args.work / "decoder.pt", weights_only=True)["model"])
     unet = new_unet()
     unet.load_state_dict(torch.load(args.work / "unet.pt", weights_only=True)["average"])
+    vae.register_to_config(_name_or_path="")  # no path of this machine in the folder
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=text,

@@ -164,11 +164,13 @@ def _as_json(line: int, field: str, value: BaseModel | Mapping[str, Any]) -> str
 
 def _without_the_unsaid(params: BaseModel) -> str:
     """Fields that are None because nobody set them are left out; a None that is somebody's value stays."""
-    unsaid = {
-        name for name, about in type(params).model_fields.items()
-        if about.default is None and getattr(params, name) is None
-    }  # fmt: skip
-    return params.model_dump_json(exclude=unsaid)
+    unsaid = {name for name in _optional(type(params)) if getattr(params, name) is None}
+    return params.model_dump_json(exclude=unsaid or None)
+
+
+@cache
+def _optional(params: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(name for name, about in params.model_fields.items() if about.default is None)
 
 
 @cache

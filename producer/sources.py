@@ -28,6 +28,21 @@ _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return made
+
+
+_STRICT = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What the jobs of a submission have in common; a job's own word goes first."""
@@ -107,21 +122,9 @@ def _from_json_line(line: int, raw: str, defaults: Defaults) -> dict[str, Any] |
 def _parsed(raw: str) -> Any:
     """JSON to the letter. Raises `ValueError`."""
     try:
-        return json.loads(raw, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+        return _STRICT.decode(raw)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise ValueError(f"{twice!r} stands there twice")
-    return made
 
 
 def _from_text_line(text: str, defaults: Defaults) -> dict[str, Any]:

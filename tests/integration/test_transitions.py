@@ -245,12 +245,12 @@ def test_an_attempt_that_died_while_loading_is_replaced_under_its_key(db: Databa
     audit(db)
 
 
-def test_two_requests_with_one_key_at_the_same_moment_make_one_batch(db: Database) -> None:
-    rivals = [new_batch(1, key="k") for _ in range(4)]
-    outcomes = at_once([lambda batch=batch: _begun(db, batch) for batch in rivals])
-    begun = {outcome for outcome in outcomes if outcome}
-    assert len(begun) == 1
-    assert count(db, batches) == 1
+def test_requests_with_one_key_at_the_same_moment_make_one_batch(db: Database) -> None:
+    for number in range(10):
+        rivals = [new_batch(1, key=f"k{number}") for _ in range(4)]
+        outcomes = at_once([lambda batch=batch: _begun(db, batch) for batch in rivals])
+        assert len({outcome for outcome in outcomes if outcome}) == 1
+    assert count(db, batches) == 10
 
 
 def _begun(db: Database, batch: NewBatch) -> str | None:
