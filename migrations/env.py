@@ -5,6 +5,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Engine, text
 
+from migrations import VERSION_TABLE
+
 #: any number will do, as long as no other application on the server takes the same advisory lock
 _LOCK = 7_411_023
 
@@ -20,6 +22,7 @@ def run() -> None:
             connection=connection,
             target_metadata=context.config.attributes.get("metadata"),
             render_as_batch=True,
+            version_table=VERSION_TABLE,
         )
         context.run_migrations()
         connection.commit()

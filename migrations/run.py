@@ -6,7 +6,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine, MetaData
+
+
+class UnknownRevision(Exception):
+    """The database is at a revision that this code does not have."""
 
 
 def config(engine: Engine, metadata: MetaData | None = None) -> Config:
@@ -20,7 +25,10 @@ def config(engine: Engine, metadata: MetaData | None = None) -> Config:
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Upgrade to a revision. Runs at the same time on several hosts wait for each other."""
-    command.upgrade(config(engine), revision)
+    try:
+        command.upgrade(config(engine), revision)
+    except CommandError as error:
+        raise UnknownRevision(str(error)) from error
 
 
 def downgrade(engine: Engine, revision: str) -> None:

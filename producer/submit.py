@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from unicodedata import category
 
 from producer.spool import Spool
 from shared import jobs
-from shared.database import Database
+from shared.database import CommitUnknown, Database
 from shared.errors import AigcError, RequestError, Unavailable
 from shared.jobs import NewBatch
 from shared.queue import Queue
@@ -49,8 +50,25 @@ def submit(
     """Store a spool as one batch. Once this returns, the batch is accepted, whatever Redis does.
 
     Raises `Unavailable` if SQL does not answer, `RequestError` if the name or the idempotency key cannot be; then
-    nothing was accepted.
+    nothing was accepted. Only `CommitUnknown` leaves open whether it was, and says under which id to look.
     """
+    _require_sound(name, idempotency_key, expires_s)
+    batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
+    first = jobs.begin_batch(db, batch)
+    if first != batch.id:
+        return Submitted(first, spool.total, replayed=True)
+    try:
+        ready = _store(settings, db, spool, batch, expires_s)
+        _open(db, batch, ready)
+    except CommitUnknown:
+        raise  # never clear away what may have been accepted
+    except BaseException:
+        _clear_away(db, batch.id)
+        raise
+    return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool))
+
+
+def _require_sound(name: str | None, idempotency_key: str | None, expires_s: float | None) -> None:
     for what, value in (("name", name), ("idempotency key", idempotency_key)):
         if value is not None and (not value.strip() or len(value) > MAX_NAME):
             raise RequestError(f"the {what} must have 1 to {MAX_NAME} characters")
@@ -58,26 +76,30 @@ def submit(
             raise RequestError(f"the {what} must not contain control characters, and be valid Unicode")
     if expires_s is not None and not 0 < expires_s <= MAX_EXPIRES_S:
         raise RequestError(f"expires must be more than 0 and at most {MAX_EXPIRES_S} seconds, got {expires_s}")
-    batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
-    first = jobs.begin_batch(db, batch)
-    if first != batch.id:
-        return Submitted(first, spool.total, replayed=True)
-    try:
-        _store(settings, db, spool, batch, expires_s)
-    except BaseException:
-        _clear_away(db, batch.id)
-        raise
-    return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool))
 
 
-def _store(settings: Settings, db: Database, spool: Spool, batch: NewBatch, expires_s: float | None) -> None:
+def _store(
+    settings: Settings, db: Database, spool: Spool, batch: NewBatch, expires_s: float | None
+) -> Mapping[tuple[int, int], int]:
+    """All jobs, chunk by chunk; returns how many there are of each lane and priority."""
     numbers = jobs.lane_ids(db, spool.lanes)
     lane_ids = [numbers[lane] for lane in spool.lanes]
     defaults = {"max_attempts": settings.max_attempts, "expires_at": db.clock() + expires_s if expires_s else None}
     rows = spool.rows(batch.id, batch.tenant, lane_ids, defaults)
     while chunk := list(islice(rows, CHUNK)):
         jobs.add_jobs(db, batch.id, chunk)
-    jobs.open_batch(db, batch, {(lane_ids[lane], priority): n for (lane, priority), n in spool.ready.items()})
+    return {(lane_ids[lane], priority): n for (lane, priority), n in spool.ready.items()}
+
+
+def _open(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], int]) -> None:
+    try:
+        jobs.open_batch(db, batch, ready)
+    except CommitUnknown as error:
+        raise CommitUnknown(
+            error.part,
+            error.address,
+            f"{error.reason}; batch {batch.id} may have been accepted: look with `aigc status {batch.id}`",
+        ) from error
 
 
 def _clear_away(db: Database, batch_id: str) -> None:

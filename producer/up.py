@@ -117,7 +117,7 @@ class Up:
 
     def _look_after(self) -> None:
         """Start again what ended without being told to."""
-        pause = 1.0
+        pause, since = 1.0, time.monotonic()
         while not self._stop.wait(LOOK_S):
             if self._redis and self._redis.process and self._redis.process.poll() is not None:
                 log.error("Redis ended with status %s; starting it again", self._redis.process.returncode)
@@ -126,7 +126,8 @@ class Up:
                 log.error("the workers ended with status %s; starting them again in %g s", status, pause)
                 if self._stop.wait(pause):
                     return
-                pause = min(pause * 2, 60.0)
+                pause = min(pause * 2, 60.0) if time.monotonic() - since < 60 else 1.0
+                since = time.monotonic()
                 self._start_workers()
 
     def _restart(self, start: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql.functions import FunctionElement
@@ -87,27 +88,33 @@ class Database:
         try:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
-        except DBAPIError as error:
+        except (DBAPIError, PoolTimeout) as error:
             raise self.explained(error) from error
 
     def write(self, work: Callable[[Connection], T], *, replayable: bool = False) -> T:
         """Run `work` in one transaction and commit it; `work` may be run several times.
 
         `replayable` says that `work` recognises what an earlier run of it left behind: then it is run again after a
-        COMMIT whose answer was lost, too. Raises `Unavailable` when the database keeps refusing, and `CommitUnknown`
-        when it vanished during the COMMIT of work that is not replayable.
+        COMMIT whose answer was lost, too. Raises `Unavailable` when the database keeps refusing: then the work does not
+        stand; and `CommitUnknown` when it may: the answer to a COMMIT was lost, and no later try has told.
         """
+        unknown: CommitUnknown | None = None
         for attempt in range(1, TRIES + 1):
             try:
                 with self.engine.connect() as connection:
                     result = self._run(connection, work)
                     self._commit(connection)
                     return result
-            except CommitUnknown:
+            except CommitUnknown as error:
+                unknown = error
                 if attempt == TRIES or not replayable:
                     raise
-            except DBAPIError as error:
-                if attempt == TRIES or not _worth_another_try(error):
+            except (DBAPIError, PoolTimeout) as error:
+                # A server that starts again refuses for a moment; what became of the COMMIT is worth the wait.
+                again = _worth_another_try(error) or (unknown is not None and _no_answer(error))
+                if attempt == TRIES or not again:
+                    if unknown is not None:
+                        raise unknown from error
                     raise self.explained(error) from error
             time.sleep(random.uniform(0.5, 1.0) * 0.02 * 2**attempt)
         raise AssertionError("unreachable")
@@ -151,11 +158,7 @@ class Database:
         if self.is_sqlite and (revision is None or revision < migrations.HEAD):
             self.migrate()
             return
-        if revision is not None and revision > migrations.HEAD:
-            raise RequestError(
-                f"the database at {self.address} has schema {revision}, newer than this version of aigc "
-                f"({migrations.HEAD}): update aigc"
-            )
+        self._require_known(revision)
         raise RequestError(
             f"the database at {self.address} has schema {revision or 'none'}, and this version of aigc needs "
             f"{migrations.HEAD}: run `aigc migrate`"
@@ -168,20 +171,33 @@ class Database:
                 return None
             self._require_writable_folder()
         with self.read() as connection:
-            if not connection.dialect.has_table(connection, "alembic_version"):
+            if not connection.dialect.has_table(connection, migrations.VERSION_TABLE):
                 return None
-            row = connection.execute(text("SELECT version_num FROM alembic_version")).first()
+            row = connection.execute(text(f"SELECT version_num FROM {migrations.VERSION_TABLE}")).first()  # noqa: S608
             return str(row[0]) if row else None
 
     def migrate(self) -> None:
-        """Bring the schema to this code's revision; harmless when it is there, and safe to run twice at once."""
-        from migrations.run import upgrade
+        """Bring the schema to this code's revision; harmless when it is there, and safe to run twice at once.
+
+        Raises `Unavailable`, or `RequestError` if the schema is one that this code does not know.
+        """
+        from migrations.run import UnknownRevision, upgrade
 
         self._require_writable_folder()
         try:
             upgrade(self.engine)
-        except DBAPIError as error:
+        except UnknownRevision as error:
+            self._require_known(self.revision())
+            raise RequestError(f"the database at {self.address} cannot be migrated: {error}") from None
+        except (DBAPIError, PoolTimeout) as error:
             raise self.explained(error) from error
+
+    def _require_known(self, revision: str | None) -> None:
+        if revision is not None and revision > migrations.HEAD:
+            raise RequestError(
+                f"the database at {self.address} has schema {revision}, newer than this version of aigc "
+                f"({migrations.HEAD}): update aigc"
+            )
 
     def _require_writable_folder(self) -> None:
         if self._path is None:
@@ -196,8 +212,12 @@ class Database:
                 "set AIGC_DATA_DIR elsewhere",
             ) from None
 
-    def explained(self, error: DBAPIError) -> Unavailable:
+    def explained(self, error: DBAPIError | PoolTimeout) -> Unavailable:
         """What a driver's error means to a person. Errors that are defects of ours come back unchanged, by raising."""
+        if isinstance(error, PoolTimeout):
+            return Unavailable(
+                "database", self.address, "every connection of this process is in use", "see whether it is very slow"
+            )
         reason = " ".join(str(error.orig).split())
         lowered = reason.lower()
         state = _sqlstate(error)
@@ -206,10 +226,7 @@ class Database:
                 return Unavailable("database", self.address, reason, advice)
         if state in _ADVICE_BY_STATE:
             return Unavailable("database", self.address, reason, _ADVICE_BY_STATE[state])
-        if error.connection_invalidated:
-            return Unavailable("database", self.address, reason, "see that it runs and can be reached")
-        no_answer = not isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlstate", "") is None
-        if no_answer or state[:2] in {"08", "53", "57", "58"}:
+        if _no_answer(error):
             return Unavailable("database", self.address, reason, "see that it runs and can be reached")
         raise error
 
@@ -252,8 +269,18 @@ def _sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
 
 
-def _worth_another_try(error: DBAPIError) -> bool:
+def _no_answer(error: DBAPIError | PoolTimeout) -> bool:
+    """Nobody could be asked: no connection, a lost one, or a server that starts, stops or has no room for us."""
+    if isinstance(error, PoolTimeout) or error.connection_invalidated:
+        return True
+    without_code = not isinstance(error.orig, sqlite3.Error) and getattr(error.orig, "sqlstate", "") is None
+    return without_code or _sqlstate(error)[:2] in {"08", "53", "57", "58"}
+
+
+def _worth_another_try(error: DBAPIError | PoolTimeout) -> bool:
     """Deadlock, serialisation, lock timeout, a lost connection before COMMIT, SQLite's BUSY."""
+    if isinstance(error, PoolTimeout):
+        return False
     if error.connection_invalidated:
         return True
     if _sqlstate(error) in {"40001", "40P01", "55P03"}:
@@ -283,6 +310,7 @@ def _sqlite(url: str) -> Engine:
         url,
         poolclass=NullPool,
         json_serializer=_json,
+        hide_parameters=True,  # prompts are no matter for logs
         connect_args={"timeout": 30.0, "check_same_thread": False},
     )
 
@@ -305,6 +333,7 @@ def _postgresql(url: str, settings: Settings) -> Engine:
         url,
         pool_pre_ping=True,
         json_serializer=_json,
+        hide_parameters=True,
         pool_size=5,
         max_overflow=5,
         pool_timeout=30,

@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     #: where this worker computes: `cpu`, `cuda`, or `auto` (the first GPU it sees, else the CPU)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: what this worker is called, after its host; set by `aigc worker` (empty = its device)
+    worker_name: Annotated[str, Field(max_length=64)] = ""
     #: queues that this worker serves (comma separated); set by `aigc worker`, or by Celery's `-Q`
     queues: Annotated[tuple[str, ...], NoDecode] = ()
     #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start

@@ -64,10 +64,12 @@ batches = Table(
     # last sign of life of a submission that is still loading
     Column("touched_at", Double, nullable=False),
     Column("opened_at", Double),
+    # when its owner cancelled it; while it is loading: given up, on its way out
     Column("cancelled_at", Double),
     UniqueConstraint("tenant_id", "idempotency_key"),
     CheckConstraint("state IN ('loading', 'open')", name="state"),
-    Index(None, "tenant_id", "name"),
+    # the newest of a name
+    Index(None, "tenant_id", "name", "created_at"),
     Index(None, "tenant_id", "created_at"),
 )
 
@@ -162,7 +164,8 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
     # most jobs it may share a microbatch with, itself included; lowered after a crash in company
     Column("max_company", Integer),
-    # how many jobs are in the microbatch that it runs in, itself included; empty before it enters the model
+    # how many jobs are in the microbatch that it runs in, itself included; empty before it enters the model and
+    # once its worker has begun the next microbatch
     Column("company", Integer),
     Column("created_at", Double, nullable=False),
     Column("claimed_at", Double),

@@ -99,6 +99,7 @@ def _start(slot: DeviceSlot, settings: Settings) -> subprocess.Popen[bytes]:
         "CUDA_VISIBLE_DEVICES": slot.visible,
         "AIGC_DEVICE": "cuda" if slot.visible else "cpu",
         "AIGC_QUEUES": queues,
+        "AIGC_WORKER_NAME": slot.name,
         "AIGC_GRACE_S": str(settings.grace_s),
         "AIGC_PARENT_PID": str(os.getpid()),
     }

@@ -15,7 +15,6 @@ from typing import Any
 
 from celery import signals
 
-from shared.errors import AigcError
 from shared.queue import TASK_NAME, make_celery
 from shared.settings import load_settings
 from workers.parent import stop_when_orphaned
@@ -38,7 +37,7 @@ _ended = threading.Event()
 def generate(queue: str, batch_id: str, job_ids: list[str]) -> None:  # noqa: ARG001 - what people see in Celery's tools
     """Drain what can be claimed. The ids are hints for people: SQL decides what runs next."""
     if _worker is None:
-        raise RuntimeError("the worker was not started: this process is no child of a Celery worker")
+        raise RuntimeError("this process is no child of a Celery worker")
     _worker.drain()
 
 
@@ -60,14 +59,13 @@ def _know_the_parent(instance: Any, **_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _start(**_: Any) -> None:
-    """In the child: open the session, listen for the parent's word, look into SQL now and then."""
+    """In the child: listen for the parent's word, look into SQL at once and then now and then."""
     global _worker  # noqa: PLW0603 - one worker per process is the design
     own = load_settings()
     _set_up_logging()
-    device = os.environ.get("CUDA_VISIBLE_DEVICES") or own.device
-    _worker = Worker(own, device=device, queues=own.queues or ("gpu",))
+    _worker = Worker(own, device=own.worker_name or own.device, queues=own.queues or ("gpu",))
     signal.signal(signal.SIGUSR2, _asked_to_stop)
-    threading.Thread(target=_look_now_and_then, args=(own.idle_look_s,), name="idle-look", daemon=True).start()
+    threading.Thread(target=_look_now_and_then, args=(_worker, own.idle_look_s), name="idle-look", daemon=True).start()
 
 
 def _asked_to_stop(*_: Any) -> None:
@@ -75,22 +73,21 @@ def _asked_to_stop(*_: Any) -> None:
         _worker.ask_to_stop()
 
 
-def _look_now_and_then(every_s: float) -> None:
-    while not _ended.wait(every_s):
+def _look_now_and_then(worker: Worker, every_s: float) -> None:
+    while True:
         try:
-            if _worker is not None:
-                _worker.idle_look()
-        except AigcError as error:
-            log.error("%s", error)
+            worker.idle_look()
         except Exception:
             log.exception("the idle look failed")
+        if _ended.wait(every_s):
+            return
 
 
 @signals.worker_process_shutdown.connect
 def _stop(**_: Any) -> None:
     _ended.set()
     if _worker is not None:
-        _worker.ask_to_stop()
+        _worker.ask_to_stop()  # what a message began is over by now; what the idle look began may not be
         _worker.close()
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +37,8 @@ MAX_WAITING = 64
 GROUP = 64
 #: outputs up to this many bytes share one object with their neighbours of the batch
 PACK_BELOW = 64 * 1024
+#: longest media type, as the table of artifacts has it
+MAX_MEDIA_TYPE = 100
 
 _PACKED_TYPES = ("text/", "application/json")
 _EXTENSIONS = {
@@ -76,24 +80,31 @@ class Finisher:
         session: Session,
         db: Database,
         storage: Callable[[], Storage],
-        on_trouble: Callable[[Unavailable], None],
         *,
+        on_trouble: Callable[[Unavailable], None],
+        on_stored: Callable[[], None],
         retry_after_s: float,
     ) -> None:
-        """`storage` is asked for at each group; `on_trouble` hears of one that fails.
+        """`storage` is asked for at each group; `on_trouble` hears of one that fails, `on_stored` of one that does not.
 
-        The jobs concerned have then been given back, to be tried again in `retry_after_s` seconds.
+        Jobs that could not be stored go back, uncharged, to be tried again in `retry_after_s` seconds.
         """
         self._session = session
         self._db = db
         self._storage = storage
         self._on_trouble = on_trouble
+        self._on_stored = on_stored
         self._retry_after_s = retry_after_s
         self._waiting: queue.Queue[Finished | None] = queue.Queue(MAX_WAITING)
         self._packs = itertools.count(1)
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has ended on an error that it does not know."""
+        return self._broken is not None
 
     def put(self, finished: Finished) -> None:
         """Hand an outcome over; waits while too many are under way. Raises what broke the finisher, if anything did."""
@@ -114,10 +125,11 @@ class Finisher:
             raise FinisherBroken from self._broken
 
     def close(self) -> None:
-        """Settle everything and end the thread."""
-        if self._broken is None:
-            self._waiting.put(None)
-        self._thread.join()
+        """Settle everything and end the thread; harmless to repeat."""
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._waiting.put(None, timeout=0.2)
+                self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -151,22 +163,26 @@ class Finisher:
                 failed.append(
                     Failure(item.job.id, item.job.epoch, error.code, error.message, error.retryable, item.device_s)
                 )
+        if failed:
+            self._insist(lambda: jobs.fail(self._db, self._session.id, failed))
+        if done:
+            self._store_or_give_back(done)
+        # Not before: what breaks on the way stays in the session's hands, and goes back when that ends.
+        self._session.release(item.job.id for item in group)
+
+    def _store_or_give_back(self, done: Sequence[tuple[Finished, list[_File]]]) -> None:
         try:
-            if done:
-                self._store_and_commit(done)
-            if failed:
-                self._insist(lambda: jobs.fail(self._db, self._session.id, failed))
+            self._store_and_commit(done)
         except Unavailable as error:
             if error.part != "storage":
                 raise
-            log.error("results could not be stored: %s", error)
-            held = [(item.job.id, item.job.epoch) for item, _ in done]
-            self._insist(
-                lambda: jobs.give_back(self._db, self._session.id, held, str(error), delay_s=self._retry_after_s)
-            )
             self._on_trouble(error)
-        finally:
-            self._session.release(item.job.id for item in group)
+            reason = str(error)
+            held = [(item.job.id, item.job.epoch) for item, _ in done]
+            again = {"delay_s": self._retry_after_s, "counted": False}
+            self._insist(lambda: jobs.give_back(self._db, self._session.id, held, reason, **again))  # type: ignore[arg-type]
+        else:
+            self._on_stored()
 
     def _store_and_commit(self, done: Sequence[tuple[Finished, list[_File]]]) -> None:
         uploads, placed = self._plan(done)
@@ -231,9 +247,13 @@ class Finisher:
 
 
 def _encoded(outcome: Done) -> list[_File]:
-    return [
-        _File(output, output.body if isinstance(output.body, bytes) else output.body()) for output in outcome.outputs
-    ]
+    files = []
+    for output in outcome.outputs:
+        json.dumps(dict(output.facts))  # what SQL cannot take is this job's failure, not its neighbours'
+        if len(output.media_type) > MAX_MEDIA_TYPE:
+            raise ValueError(f"media type {output.media_type[:40]}… is longer than {MAX_MEDIA_TYPE} characters")
+        files.append(_File(output, output.body if isinstance(output.body, bytes) else output.body()))
+    return files
 
 
 def _artifact(key: str, object_bytes: int, position: int, start: int, file: _File) -> StoredArtifact:

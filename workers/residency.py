@@ -10,15 +10,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from shared.errors import JobFailed, ModelRejected
+from shared.errors import AigcError, JobFailed, ModelRejected
 from shared.settings import Settings
 from workers.generators import Device, Generator, ModelFiles
 from workers.model_files import resolve
 
 log = logging.getLogger("aigc.worker")
 
-#: a model that failed to load is not tried again on this worker for so many seconds
+#: a model that failed to load is not tried again on this worker for so many seconds; doubled each time, up to the last
 SET_ASIDE_S = 30.0
+MAX_SET_ASIDE_S = 600.0
+
+
+class SetAside(JobFailed):
+    """The model could not be had for a reason that may pass: its jobs wait, uncharged, until it is tried again."""
+
+    def __init__(self, error: JobFailed, for_s: float) -> None:
+        #: seconds until this worker tries again
+        self.for_s = for_s
+        super().__init__(error.code, error.message, retryable=True)
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A model that failed to load."""
+
+    error: JobFailed
+    until: float
+    pause_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,7 @@ class Residency:
         self._settings = settings
         self._device = device
         self._resident: OrderedDict[tuple[str, str], Resident] = OrderedDict()
-        self._set_aside: dict[tuple[str, str], tuple[float, JobFailed]] = {}
+        self._failures: dict[tuple[str, str], _Failure] = {}
 
     @property
     def models(self) -> set[str]:
@@ -47,30 +66,55 @@ class Residency:
     @property
     def set_aside(self) -> dict[str, str]:
         """Models that failed to load lately, and why."""
-        return {model: str(error) for (_, model), (until, error) in self._set_aside.items() if until > time.monotonic()}
+        return {model: str(self._failures[task, model].error) for task, model in self._recent(passing_only=False)}
+
+    @property
+    def set_aside_for_now(self) -> set[tuple[str, str]]:
+        """(task, model) that may be had later, so that their jobs need not be claimed before."""
+        return set(self._recent(passing_only=True))
+
+    def _recent(self, *, passing_only: bool) -> list[tuple[str, str]]:
+        clock = time.monotonic()
+        return [
+            key for key, failure in self._failures.items()
+            if failure.until > clock and (isinstance(failure.error, SetAside) or not passing_only)
+        ]  # fmt: skip
 
     def get(self, task: str, model: str) -> Resident:
-        """The generator for this task and model. Raises `JobFailed`, retryable where another try may help."""
+        """The generator for this task and model.
+
+        Raises `SetAside` if it may be had later, another `JobFailed` if the job cannot be done with it, and
+        `RequestError` if this worker is set up wrongly.
+        """
         key = (task, model)
         if key in self._resident:
             self._resident.move_to_end(key)
             return self._resident[key]
-        until, error = self._set_aside.get(key, (0.0, None))
-        if error is not None and until > time.monotonic():
-            raise error
+        known = self._failures.get(key)
+        if known is not None and known.until > time.monotonic():
+            raise known.error
         try:
             resident = self._load(task, model)
-        except JobFailed as failed:
-            self._set_aside[key] = (time.monotonic() + SET_ASIDE_S, failed)
-            raise
+        except AigcError as error:
+            if not isinstance(error, JobFailed):
+                raise
+            raise self._noted(key, error) from error
         except Exception as defect:
             log.exception("%s failed to load", model or task)
             broken = JobFailed("model_load_failed", f"{type(defect).__name__}: {defect}", retryable=True)
-            self._set_aside[key] = (time.monotonic() + SET_ASIDE_S, broken)
-            raise broken from defect
-        self._set_aside.pop(key, None)
+            raise self._noted(key, broken, charged=True) from defect
+        self._failures.pop(key, None)
         self._resident[key] = resident
         return resident
+
+    def _noted(self, key: tuple[str, str], error: JobFailed, *, charged: bool = False) -> JobFailed:
+        """Remember a failure; what may pass and is nobody's fault becomes `SetAside`."""
+        known = self._failures.get(key)
+        pause_s = min(known.pause_s * 2, MAX_SET_ASIDE_S) if known else SET_ASIDE_S
+        until = time.monotonic() + pause_s
+        later = SetAside(error, pause_s) if error.retryable else error
+        self._failures[key] = _Failure(later, until, pause_s)
+        return error if charged else later
 
     def _load(self, task: str, model: str) -> Resident:
         files = resolve(model, settings=self._settings) if model else None

@@ -90,7 +90,9 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("batches", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_batches_tenant_id_created_at"), ["tenant_id", "created_at"], unique=False)
-        batch_op.create_index(batch_op.f("ix_batches_tenant_id_name"), ["tenant_id", "name"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_batches_tenant_id_name_created_at"), ["tenant_id", "name", "created_at"], unique=False
+        )
 
     op.create_table(
         "backlog",
@@ -313,7 +315,7 @@ def downgrade() -> None:
 
     op.drop_table("backlog")
     with op.batch_alter_table("batches", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_batches_tenant_id_name"))
+        batch_op.drop_index(batch_op.f("ix_batches_tenant_id_name_created_at"))
         batch_op.drop_index(batch_op.f("ix_batches_tenant_id_created_at"))
 
     op.drop_table("batches")

@@ -22,10 +22,11 @@ from shared.jobs.submission import (
     lane_ids,
     open_batch,
 )
+from shared.jobs.sweep import sweep_backlog
 
 __all__ = [
     "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "SessionLost", "StoredArtifact", "Success",
     "abandon_batch", "abandon_silent_batches", "add_jobs", "begin_batch", "cancel_batch", "cancel_jobs", "claim",
     "close_session", "enter", "expire", "fail", "finish_cancelled", "give_back", "intend", "lane_ids", "open_batch",
-    "open_session", "reap", "release_due", "renew", "retry", "succeed",
+    "open_session", "reap", "release_due", "renew", "retry", "succeed", "sweep_backlog",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -120,11 +121,24 @@ def _pick(connection: Connection, lane_id: int, priority: int, limit: int, windo
 
 
 def enter(db: Database, session: str, held: Sequence[tuple[str, int]], company: int) -> set[str]:
-    """Jobs, as (id, epoch), enter the model in one microbatch of `company`; returns those that are ours still."""
+    """Jobs, as (id, epoch), enter the model in one microbatch of `company`; returns those that are ours still.
+
+    Those of ours that were in the model before have left it: should the worker die now, it is not their doing.
+    """
+    c = jobs.c
+    entering = tuple_(c.id, c.epoch).in_(list(held))
 
     def work(connection: Connection) -> set[str]:
+        connection.execute(
+            update(jobs)
+            .where(
+                c.worker_session == session, c.state == literal("running", literal_execute=True),
+                c.company.is_not(None), ~entering,
+            )
+            .values(company=None)
+        )  # fmt: skip
         rows = connection.execute(
-            update(jobs).where(held_by(session, held)).values(entered_at=now(), company=company).returning(jobs.c.id)
+            update(jobs).where(held_by(session, held)).values(entered_at=now(), company=company).returning(c.id)
         )
         return {row.id for row in rows}
 

@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
+    bindparam,
     literal,
     select,
     update,
@@ -63,11 +64,12 @@ def renew(
         )
         if renewed.rowcount != 1:
             raise SessionLost
-        for id_, share in sorted(progress.items()):
+        if progress:
             connection.execute(
                 update(jobs)
-                .where(jobs.c.id == id_, jobs.c.worker_session == session, jobs.c.state == "running")
-                .values(progress=share)
+                .where(jobs.c.id == bindparam("job"), jobs.c.worker_session == session, jobs.c.state == "running")
+                .values(progress=bindparam("share")),
+                [{"job": id_, "share": share} for id_, share in sorted(progress.items())],
             )
         rows = connection.execute(
             select(jobs.c.id, jobs.c.epoch, jobs.c.cancel_requested).where(

@@ -176,14 +176,21 @@ def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:
 
 
 def give_back(
-    db: Database, session: str, held: Sequence[tuple[str, int]], reason: str, *, delay_s: float = 0.0
+    db: Database,
+    session: str,
+    held: Sequence[tuple[str, int]],
+    reason: str,
+    *,
+    delay_s: float = 0.0,
+    counted: bool = True,
 ) -> set[str]:
     """T9: return jobs, as (id, epoch), without a charge; returns the ids that were ours.
 
-    Those that are to be cancelled end here.
+    Those that are to be cancelled end here. Give-backs have a cap of their own, unless they are not `counted`: while a
+    part of the system is away, for however long, no job fails for it.
     """
     c = jobs.c
-    too_often = c.give_backs >= MAX_GIVE_BACKS
+    too_often = and_(literal(counted), c.give_backs >= MAX_GIVE_BACKS)
     reason = storable(reason)
     message = f"given back {MAX_GIVE_BACKS} times without being finished; the last time: {reason}"
 
@@ -191,7 +198,7 @@ def give_back(
         rows = take_back(
             connection, held_by(session, held),
             state=case((c.cancel_requested, "cancelled"), (too_often, "failed"), else_="queued"),
-            give_backs=c.give_backs + 1, available_at=now() + delay_s if delay_s > 0 else None,
+            give_backs=c.give_backs + int(counted), available_at=now() + delay_s if delay_s > 0 else None,
             error_code=case((too_often, "given_back_too_often"), else_=null()),
             error_message=case((too_often, message), else_=null()),
         )  # fmt: skip

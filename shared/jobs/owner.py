@@ -21,8 +21,8 @@ from sqlalchemy import (
 
 from shared.counters import count_error, moved
 from shared.database import Database, now
-from shared.errors import NotFound
-from shared.jobs.pieces import CHUNK, MOVED
+from shared.errors import NotAllowed, NotFound
+from shared.jobs.pieces import CHUNK, MOVED, by_line, leave_queue
 from shared.tables import batch_counters, batches, jobs
 
 
@@ -33,7 +33,10 @@ def cancel_jobs(db: Database, tenant: str, ids: Sequence[str]) -> int:
 
 
 def cancel_batch(db: Database, tenant: str, batch_id: str) -> int:
-    """Cancel a batch: from now on nothing of it is claimed, its rows follow in chunks. Returns how many jobs."""
+    """Cancel a batch: from now on nothing of it is claimed, its rows follow in chunks. Returns how many jobs.
+
+    Raises `NotFound`, and `NotAllowed` while the batch is being submitted.
+    """
 
     def mark(connection: Connection) -> None:
         marked = connection.execute(
@@ -41,8 +44,11 @@ def cancel_batch(db: Database, tenant: str, batch_id: str) -> int:
             .where(batches.c.id == batch_id, batches.c.tenant_id == tenant, batches.c.state == "open")
             .values(cancelled_at=func.coalesce(batches.c.cancelled_at, now()))
         )
-        if marked.rowcount != 1:
-            raise NotFound(f"there is no batch {batch_id}")
+        if marked.rowcount == 1:
+            return
+        if connection.scalar(select(exists().where(batches.c.id == batch_id, batches.c.tenant_id == tenant))):
+            raise NotAllowed(f"batch {batch_id} is still being submitted: stop that, or cancel it once it is stored")
+        raise NotFound(f"there is no batch {batch_id}")
 
     db.write(mark, replayable=True)
     return _cancel_rows(db, batch_id)
@@ -62,9 +68,10 @@ def finish_cancelled(db: Database) -> int:
 
 def _cancel_rows(db: Database, batch_id: str) -> int:
     total = 0
-    some = select(jobs.c.id).where(jobs.c.batch_id == batch_id, _cancellable()).order_by(jobs.c.id).limit(CHUNK)
-    # Until nothing is left: a chunk that workers finish parts of meanwhile is not the last one.
-    while done := db.write(partial(_cancel, which=jobs.c.id.in_(some))):
+    # Pass after pass until one finds nothing: a job may have become ready again behind the first one.
+    while done := sum(
+        db.write(partial(_cancel, which=jobs.c.id.in_(ids))) for ids in by_line(db, batch_id, _cancellable())
+    ):
         total += done
     return total
 
@@ -107,14 +114,7 @@ def _cancel(connection: Connection, which: ColumnElement[bool]) -> int:
         )
         .returning(*MOVED)
     ).all()
-    for source, was_ready in (("waiting", False), ("queued", False), ("queued", True)):
-        these = [
-            row
-            for row in rows
-            if before[row.id].state == source
-            and (source == "queued" and before[row.id].available_at is None) == was_ready
-        ]
-        moved(connection, these, source, "cancelled", "cancelled", ready=-1 if was_ready else 0)
+    leave_queue(connection, before, rows, "cancelled", "cancelled")
     marked = [row for row in rows if row.state == "running"]
     moved(connection, marked, "running", "running", "cancel_requested")
     return len(rows)
@@ -124,29 +124,34 @@ def retry(db: Database, tenant: str, batch_id: str, ids: Sequence[str] | None = 
     """T10: put failed (and cancelled) jobs of a batch back with a fresh allowance; returns how many.
 
     `ids` picks some of them; `cancelled=False` leaves cancelled ones alone. Each is put back once, also if it fails
-    again meanwhile.
+    again meanwhile. A cancellation that has not reached every row is finished first: others are not revived with them.
     """
     states = ("failed", "cancelled") if cancelled else ("failed",)
     which = and_(jobs.c.batch_id == batch_id, jobs.c.tenant_id == tenant, jobs.c.state.in_(states))
     put_back = partial(_retry, batch_id=batch_id, states=states)
-    if ids is not None:
-        return sum(len(db.write(partial(put_back, which=and_(which, _of(tenant, some))))) for some in _chunks(ids))
-    total, last = 0, ""
-    while done := db.write(partial(put_back, which=and_(which, jobs.c.id > last))):
-        total, last = total + len(done), done[-1]
-    return total
+    _finish_cancel(db, tenant, batch_id)
+    chunks = by_line(db, batch_id, which) if ids is None else _chunks(ids)
+    return sum(db.write(partial(put_back, which=and_(which, jobs.c.id.in_(some)))) for some in chunks)
 
 
-def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool], states: Sequence[str]) -> list[str]:
+def _finish_cancel(db: Database, tenant: str, batch_id: str) -> None:
+    marked = and_(batches.c.id == batch_id, batches.c.tenant_id == tenant, batches.c.cancelled_at.is_not(None))
+    with db.read() as connection:
+        unfinished = connection.scalar(select(exists().where(marked, batches.c.state == "open")))
+    if unfinished:
+        _cancel_rows(db, batch_id)
+
+
+def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool], states: Sequence[str]) -> int:
     c = jobs.c
     before = {
         row.id: row
         for row in connection.execute(
-            select(c.id, c.state, c.error_code).where(which).order_by(c.id).limit(CHUNK).with_for_update()
+            select(c.id, c.state, c.error_code).where(which).order_by(c.id).with_for_update()
         )
     }
     if not before:
-        return []
+        return 0
     connection.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
     rows = connection.execute(
         update(jobs)
@@ -164,4 +169,4 @@ def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool],
     codes = Counter(before[row.id].error_code for row in rows if before[row.id].state == "failed")
     for code, n in sorted((code, n) for code, n in codes.items() if code):
         count_error(connection, batch_id, code, "", -n)
-    return list(before)
+    return len(rows)

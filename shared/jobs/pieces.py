@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     and_,
     case,
     insert,
     null,
+    select,
     tuple_,
     update,
 )
 
-from shared.counters import count_error
-from shared.database import now
+from shared.counters import count_error, moved
+from shared.database import Database, now
 from shared.tables import (
     attempts,
     jobs,
@@ -63,6 +65,55 @@ def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any)
         )
         .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.available_at)
     ).all()  # fmt: skip
+
+
+def leave_queue(
+    connection: Connection, before: Mapping[str, Row[Any]], rows: Sequence[Row[Any]], target: str, kind: str
+) -> None:
+    """Book that jobs which waited have ended; `before` has the state and `available_at` that each was found in."""
+    for source, was_ready in (("waiting", False), ("queued", False), ("queued", True)):
+        these = [
+            row
+            for row in rows
+            if before[row.id].state == source
+            and (source == "queued" and before[row.id].available_at is None) == was_ready
+        ]
+        moved(connection, these, source, target, kind, ready=-1 if was_ready else 0)
+
+
+def by_line(db: Database, batch_id: str, which: ColumnElement[bool]) -> Iterator[list[str]]:
+    """The ids of these jobs of a batch, a chunk at a time; all chunks together read the batch once.
+
+    Each chunk is looked up without a lock, when it is asked for: the statement that uses it has its own guard.
+    """
+    last, c = 0, jobs.c
+    while True:
+        with db.read() as connection:
+            rows = connection.execute(
+                select(c.id, c.line).where(c.batch_id == batch_id, c.line > last, which).order_by(c.line).limit(CHUNK)
+            ).all()
+        if rows:
+            yield [row.id for row in rows]
+            last = rows[-1].line
+        if len(rows) < CHUNK:
+            return
+
+
+def all_of(db: Database, which: Select[Any], work: Callable[[Connection], int]) -> int:
+    """Chunk after chunk, each in a transaction of its own, until one is not full; returns how many rows.
+
+    `work` is not begun unless a look finds something of `which`: most rounds of a keeper find nothing, and would only
+    stand in the way of those who write.
+    """
+    with db.read() as connection:
+        if connection.execute(which.limit(1)).first() is None:
+            return 0
+    total = 0
+    while True:
+        done = db.write(work)
+        total += done
+        if done < CHUNK:
+            return total
 
 
 def end_attempts(

@@ -54,8 +54,9 @@ def _reap(connection: Connection, session: str) -> bool:
     )
     if connection.scalar(select(w.ended_at).where(w.id == session)) is None:
         return False
-    alone = and_(c.entered_at.is_not(None), c.company <= 1)
-    in_company = and_(c.entered_at.is_not(None), c.company > 1)
+    # Without a company it was not in the model: not yet, or not any more.
+    alone = and_(c.company.is_not(None), c.company <= 1)
+    in_company = and_(c.company.is_not(None), c.company > 1)
     spent = and_(alone, c.attempts + 1 >= c.max_attempts)
     message = (
         "the worker that ran this job alone died every time; its memory may not suffice, or the model crashes on it"

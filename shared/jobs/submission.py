@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Delete,
     and_,
     delete,
     exists,
     insert,
+    or_,
     select,
     update,
 )
@@ -21,6 +23,7 @@ from sqlalchemy import (
 from shared.counters import record, upsert
 from shared.database import Database, now
 from shared.errors import NotAllowed
+from shared.jobs.pieces import by_line
 from shared.tables import (
     backlog,
     batch_counters,
@@ -88,7 +91,7 @@ def begin_batch(db: Database, batch: NewBatch) -> str:
 
 
 def _replayed(connection: Connection, batch: NewBatch) -> str | None:
-    """The batch that this request has made before; a dead attempt under its key is cleared away."""
+    """The batch that this request has made before; a dead attempt under its key loses it, and a keeper clears it away."""
     if batch.idempotency_key is None:
         return None
     first = connection.execute(
@@ -99,7 +102,7 @@ def _replayed(connection: Connection, batch: NewBatch) -> str | None:
     if first is None or first.id == batch.id:
         return None
     if first.state == "loading" and first.silent_s >= SILENT_S:
-        _clear_away(connection, and_(batches.c.id == first.id, batches.c.touched_at <= now() - SILENT_S))
+        _give_up(connection, first.id, batches.c.touched_at <= now() - SILENT_S)
         return None
     if first.request_digest != batch.request_digest:
         raise NotAllowed(
@@ -120,7 +123,7 @@ def add_jobs(db: Database, batch_id: str, rows: Sequence[Mapping[str, Any]]) -> 
     def work(connection: Connection) -> None:
         # First the batch: from here on nobody clears it away before we are done.
         touched = connection.execute(
-            update(batches).where(batches.c.id == batch_id, batches.c.state == "loading").values(touched_at=now())
+            update(batches).where(batches.c.id == batch_id, _is_loading()).values(touched_at=now())
         )
         if touched.rowcount != 1:
             raise _cleared(batch_id)
@@ -163,7 +166,7 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
             return
         opened = connection.execute(
             update(batches)
-            .where(batches.c.id == batch.id, batches.c.state == "loading")
+            .where(batches.c.id == batch.id, _is_loading())
             .values(state="open", opened_at=now(), touched_at=now())
         )
         if opened.rowcount != 1:
@@ -193,20 +196,46 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
     db.write(work, replayable=True)
 
 
-def abandon_batch(db: Database, batch_id: str) -> None:
-    """Clear a batch away that never opened."""
-    db.write(partial(_clear_away, which=batches.c.id == batch_id), replayable=True)
+def abandon_batch(db: Database, batch_id: str) -> int:
+    """Clear a batch away that never opened; returns how many (0 or 1)."""
+    db.write(partial(_give_up, batch_id=batch_id), replayable=True)
+    return _clear_away(db, batch_id)
 
 
 def abandon_silent_batches(db: Database) -> int:
     """Clear away batches whose submission died half-way; returns how many."""
     silent = batches.c.touched_at < now() - LOADING_TIMEOUT_S
     with db.read() as connection:
-        ids = connection.scalars(select(batches.c.id).where(batches.c.state == "loading", silent)).all()
-    return sum(db.write(partial(_clear_away, which=and_(batches.c.id == id_, silent))) for id_ in ids)
+        ids = connection.scalars(
+            select(batches.c.id).where(batches.c.state == "loading", or_(silent, batches.c.cancelled_at.is_not(None)))
+        ).all()
+    for id_ in ids:
+        db.write(partial(_give_up, batch_id=id_, which=silent), replayable=True)
+    return sum(_clear_away(db, id_) for id_ in ids)
 
 
-def _clear_away(connection: Connection, which: ColumnElement[bool]) -> int:
-    """Remove loading batches and their jobs; returns how many. One that opens at this very moment is left alone."""
-    # The guard stands on the batch itself, and only then may its jobs go (with it: ON DELETE CASCADE).
-    return connection.execute(delete(batches).where(which, batches.c.state == "loading")).rowcount
+def _is_loading() -> ColumnElement[bool]:
+    return and_(batches.c.state == "loading", batches.c.cancelled_at.is_(None))
+
+
+def _is_given_up(batch_id: str) -> ColumnElement[bool]:
+    return and_(batches.c.id == batch_id, batches.c.state == "loading", batches.c.cancelled_at.is_not(None))
+
+
+def _give_up(connection: Connection, batch_id: str, which: ColumnElement[bool] | None = None) -> None:
+    """From here on nothing is added to the batch, nothing opens it, and its idempotency key is free."""
+    guard = and_(batches.c.id == batch_id, _is_loading(), *(() if which is None else (which,)))
+    connection.execute(update(batches).where(guard).values(cancelled_at=now(), idempotency_key=None))
+
+
+def _clear_away(db: Database, batch_id: str) -> int:
+    """Remove a batch that was given up, its jobs first: a million of them are too many for one transaction."""
+    given_up = exists().where(_is_given_up(batch_id))
+    for ids in by_line(db, batch_id, given_up):
+        db.write(partial(_remove, statement=delete(jobs).where(jobs.c.id.in_(ids), given_up)), replayable=True)
+    # What is left (nothing, as a rule) goes with it: ON DELETE CASCADE.
+    return db.write(partial(_remove, statement=delete(batches).where(_is_given_up(batch_id))))
+
+
+def _remove(connection: Connection, statement: Delete) -> int:
+    return connection.execute(statement).rowcount

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from aigc import Batch, Client
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
-from shared.jobs import reap
+from shared.jobs import reap, release_due
 from shared.settings import Settings
 from shared.tables import artifacts, jobs, worker_sessions
 from workers import residency
@@ -189,6 +189,7 @@ def test_a_result_of_a_job_that_was_taken_away_is_never_visible(
             yield Done(job.job_id, [Output("text/plain", b"from the grave")])
 
     scripted.script = staticmethod(frozen)
+    worker.idle_look()
     dead = worker.session_id
     batch = submitted(client, 2)
     worker.drain()
@@ -286,3 +287,167 @@ def test_a_database_that_vanishes_for_a_while_costs_no_job(
     worker.drain()
     until(lambda: (worker.idle_look(), batch.status().status == "done")[1], within_s=30, what="the end")
     assert batch.status().counts["succeeded"] == 70
+
+
+def test_a_storage_that_is_away_for_long_fails_no_job_and_is_not_computed_for_in_vain(
+    client: Client, worker: Worker, scripted: type[Scripted], settings: Settings
+) -> None:
+    assert settings.storage_url.startswith("file:")
+    folder = Path(settings.storage_url.removeprefix("file://"))
+    done = submitted(client, 1)
+    worker.drain()
+    assert done.status().counts["succeeded"] == 1
+
+    folder.rename(folder.with_name("away"))
+    folder.write_text("no folder")
+    batch = submitted(client, 2)
+    deadline = time.monotonic() + 2.5
+    while time.monotonic() < deadline:
+        worker.drain()
+        worker.idle_look()
+        release_due(Database(settings))
+        time.sleep(0.02)
+    assert set(states(batch).values()) == {"queued"}
+    assert len(scripted.met) <= 3, "one try, and then nothing is claimed before the storage answers"
+    until(lambda: client.workers()[0].condition.get("storage"), what="the operator being told")
+
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+    until(
+        lambda: (release_due(Database(settings)), worker.idle_look(), batch.status().status == "done")[2],
+        what="the end",
+    )
+    assert [job.attempt for job in batch.jobs()] == [1, 1]
+
+
+def test_a_worker_that_starts_while_the_storage_is_away_serves_once_it_is_back(
+    client: Client, settings: Settings, scripted: type[Scripted]
+) -> None:
+    folder = Path(settings.storage_url.removeprefix("file://"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("no folder")
+    worker = Worker(settings, device="cpu", queues=["cpu"])
+    batch = submitted(client, 1)
+    worker.idle_look()
+    worker.drain()
+    assert states(batch) == {"j0": "queued"}
+    folder.unlink()
+    until(lambda: (worker.idle_look(), batch.status().status == "done")[1], what="the end")
+    worker.close()
+
+
+def test_a_model_that_cannot_be_had_for_now_costs_no_attempt(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "SET_ASIDE_S", 0.4)
+    loads: list[float] = []
+
+    def load(cls: type[Scripted], files: ModelFiles | None, device: Device) -> Scripted:
+        loads.append(time.monotonic())
+        if len(loads) < 4:
+            raise JobFailed("model_unreachable", "the hub hiccups", retryable=True)
+        return cls()
+
+    monkeypatch.setattr(Scripted, "load", classmethod(load))
+    batch = submitted(client, 40)
+    worker.drain()
+    assert batch.status().counts["queued"] == 40
+    assert len(loads) == 1
+    settings = client.settings
+    until(
+        lambda: (release_due(Database(settings)), worker.idle_look(), batch.status().status == "done")[2],
+        what="the end",
+    )
+    assert {job.attempt for job in batch.jobs()} == {1}
+
+
+def test_a_generator_that_cannot_cut_runs_each_job_alone(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(self: Scripted, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
+        raise ValueError("one of them is odd")
+
+    monkeypatch.setattr(Scripted, "cut", cut)
+    batch = submitted(client, 4)
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 4
+    assert [len(group) for group in scripted.met] == [1, 1, 1, 1]
+
+
+def test_facts_that_no_database_takes_fail_their_own_job(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def odd(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            facts = {"made": object()} if job.custom_id == "j1" else {}
+            yield Done(job.job_id, [Output("text/plain", b"x", facts)])
+
+    scripted.script = staticmethod(odd)
+    batch = client.submit(
+        [{"custom_id": f"j{k}", "params": {"message": k}, "max_attempts": 1} for k in range(3)], task="echo"
+    )
+    session = worker.session_id
+    worker.drain()
+    assert states(batch) == {"j0": "succeeded", "j1": "failed", "j2": "succeeded"}
+    assert session in (None, worker.session_id), "the worker went on"
+
+
+def test_each_job_has_its_own_clock(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    def one_after_the_other(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            for step in range(10):
+                run.step([job.job_id], step, 10)
+                time.sleep(0.03)
+            if run.wanted(job.job_id):
+                yield Done(job.job_id, [Output("text/plain", b"in time")])
+
+    scripted.script = staticmethod(one_after_the_other)
+    batch = client.submit([{"params": {"message": k}, "timeout_s": 1.2} for k in range(8)], task="echo")
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 8
+    spent = sum(job.timings["device_s"] or 0 for job in batch.jobs())
+    assert spent >= 8 * 0.3, "what was spent on the device is booked"
+
+
+def test_a_job_that_is_late_or_cancelled_does_not_end_its_neighbours(
+    client: Client, worker: Worker, scripted: type[Scripted]
+) -> None:
+    def one_after_the_other(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            for step in range(40 if job.custom_id == "j1" else 2):
+                time.sleep(0.01)
+                run.step([job.job_id], step, 40)
+                if not run.wanted(job.job_id):
+                    break
+            if run.wanted(job.job_id):
+                yield Done(job.job_id, [Output("text/plain", b"well")])
+
+    scripted.script = staticmethod(one_after_the_other)
+    limits = {"j1": {"timeout_s": 0.1, "max_attempts": 1}}
+    batch = client.submit(
+        [{"custom_id": f"j{k}", "params": {"message": k}, **limits.get(f"j{k}", {})} for k in range(4)], task="echo"
+    )
+    worker.drain()
+    assert states(batch) == {"j0": "succeeded", "j1": "failed", "j2": "succeeded", "j3": "succeeded"}
+    assert len(scripted.met) == 1, "nothing was done twice"
+
+
+def test_closing_waits_for_a_drain_within_the_grace(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    entered = threading.Event()
+
+    def takes_a_moment(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        entered.set()
+        for step in range(30):
+            time.sleep(0.01)
+            run.step([job.job_id for job in jobs], step, 30)
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(takes_a_moment)
+    batch = submitted(client, 1)
+    thread = threading.Thread(target=worker.idle_look)
+    thread.start()
+    assert entered.wait(20)
+    worker.ask_to_stop(5)
+    worker.close()
+    thread.join(5)
+    assert states(batch) == {"j0": "succeeded"}

@@ -107,8 +107,8 @@ def test_after_a_flush_a_round_of_the_keeper_brings_the_messages_back(
         client.flushall()
     assert messages(with_redis) == []
     keeper = Keeper(with_redis, Database(with_redis))
-    keeper.round()
-    keeper.round()
+    keeper.ring()
+    keeper.ring()
     assert [id_ for message in messages(with_redis) for id_ in message["ids"]] == ids(batch)
 
 

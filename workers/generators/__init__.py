@@ -104,8 +104,9 @@ class Run(Protocol):
     def step(self, job_ids: Sequence[str], done: int, total: int) -> None:
         """Say that `done` of `total` steps are behind these jobs; call between two steps of the model.
 
-        Cheap enough for every step. Raises when the whole microbatch has to end now (stop, lost lease, every job
-        cancelled): let it pass through.
+        A generator that takes its jobs one after the other names the ones that it is on: their time counts from here.
+        Cheap enough for every step. Raises when the whole microbatch has to end now (stop, lost lease, nothing of it
+        wanted any more): let it pass through.
         """
 
     def wanted(self, job_id: str) -> bool:

@@ -28,6 +28,8 @@ class Echo(Generator):
                 run.step([job.job_id], step + 1, job.params.steps)
                 if not run.wanted(job.job_id):
                     break
+            if not run.wanted(job.job_id):
+                continue
             if job.params.fail:
                 yield Failed(job.job_id, JobFailed("echo_failed", "the job asked to fail (params.fail is true)"))
                 continue
