@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from redis.exceptions import ResponseError
+from sqlalchemy import func, select
 
 from producer.gateway import DirectGateway
 from shared.database import Database
@@ -18,6 +21,7 @@ from shared.errors import AigcError, Unavailable
 from shared.queue import Queue
 from shared.settings import Settings, without_password
 from shared.storage import open_storage
+from shared.tables import backlog, batches
 
 #: free bytes under which a folder storage or a SQLite file is in danger
 LOW_DISK = 1024**3
@@ -48,8 +52,9 @@ def examine(settings: Settings) -> list[Check]:
 
 def _profile(settings: Settings) -> Check:
     embedded = settings.database_url is None and settings.redis_url is None and settings.store_url is None
-    parts = f"SQL {without_password(settings.sql_url)}, storage {settings.storage_url}, tenant {settings.tenant}"
-    return Check("profile", True, f"{'embedded' if embedded else 'cluster'}: {parts}")
+    sql, storage = without_password(settings.sql_url), without_password(settings.storage_url)
+    kind = "embedded" if embedded else "cluster"
+    return Check("profile", True, f"{kind}: SQL {sql}, storage {storage}, tenant {settings.tenant}")
 
 
 def _data_folder(settings: Settings) -> Iterator[Check]:
@@ -121,7 +126,7 @@ def _storage(settings: Settings) -> Iterator[Check]:
     check = _answering("storage", look)
     yield check
     if check.ok and settings.storage_url.startswith("file:"):
-        folder = Path(settings.storage_url.removeprefix("file://"))
+        folder = Path(url2pathname(urlsplit(settings.storage_url).path))
         free = shutil.disk_usage(folder).free if folder.is_dir() else LOW_DISK
         if free < LOW_DISK:
             yield Check(
@@ -133,10 +138,9 @@ def _workers(settings: Settings) -> Iterator[Check]:
     try:
         gateway = DirectGateway(settings)
         workers = gateway.workers()
-        batches = gateway.batches(limit=100)
+        pending = _waiting(gateway.db)
     except AigcError:
         return  # the database's own check has said so
-    pending = sum(batch.counts["queued"] for batch in batches)
     if not workers:
         yield Check(
             "workers", False, f"none is alive, {pending} job(s) wait", "start one with `aigc up` or `aigc worker`"
@@ -159,6 +163,17 @@ def _workers(settings: Settings) -> Iterator[Check]:
                 f"could not load {model}: {reason}",
                 "correct the model's name or its files",
             )
+
+
+def _waiting(db: Database) -> int:
+    """Jobs that a worker could take now, of every batch."""
+    ready = (
+        select(func.coalesce(func.sum(backlog.c.ready), 0))
+        .join(batches, batches.c.id == backlog.c.batch_id)
+        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
+    )
+    with db.read() as connection:
+        return int(connection.scalar(ready) or 0)
 
 
 def _devices(_: Settings) -> Iterator[Check]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from producer.records import ArtifactRecord, BatchRecord, ErrorSum, EventRecord, JobRecord, WorkerRecord
 from producer.spool import Spool
@@ -48,8 +48,8 @@ class Gateway(Protocol):
         """A batch by id, by the beginning of its id, or by its name (the newest of that name)."""
         ...
 
-    def batches(self, *, limit: int, before: float | None = None) -> list[BatchRecord]:
-        """Batches, newest first; the next page comes before the last one's `created_at`."""
+    def batches(self, *, limit: int, before: tuple[float, str] | None = None) -> list[BatchRecord]:
+        """Batches, newest first; the next page comes before the last one's `(created_at, id)`."""
         ...
 
     def job(self, job_id: str) -> JobRecord:
@@ -142,11 +142,14 @@ class DirectGateway:
                     return _batch_record(row, _errors(connection, row.id))
         raise NotFound(f"there is no batch {reference!r}: `aigc list` shows what there is")
 
-    def batches(self, *, limit: int, before: float | None = None) -> list[BatchRecord]:
-        """Newest first."""
-        statement = self._batch_rows().order_by(batches.c.created_at.desc()).limit(limit)
+    def batches(self, *, limit: int, before: tuple[float, str] | None = None) -> list[BatchRecord]:
+        """Newest first; of those made at the same moment the id decides."""
+        statement = self._batch_rows().order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit)
         if before is not None:
-            statement = statement.where(batches.c.created_at < before)
+            moment, id_ = before
+            same = and_(batches.c.created_at == moment, batches.c.id < id_)
+            # The first of these bounds the walk over the index.
+            statement = statement.where(batches.c.created_at <= moment, or_(batches.c.created_at < moment, same))
         with self.db.read() as connection:
             rows = connection.execute(statement).all()
             return [_batch_record(row, _errors(connection, row.id)) for row in rows]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from unicodedata import category
@@ -54,11 +55,13 @@ def submit(
     """
     _require_sound(name, idempotency_key, expires_s)
     batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
-    first = jobs.begin_batch(db, batch)
+    with _not_accepted():
+        first = jobs.begin_batch(db, batch)
     if first != batch.id:
         return Submitted(first, spool.total, replayed=True)
     try:
-        ready = _store(settings, db, spool, batch, expires_s)
+        with _not_accepted():
+            ready = _store(settings, db, spool, batch, expires_s)
         _open(db, batch, ready)
     except CommitUnknown:
         raise  # never clear away what may have been accepted
@@ -76,6 +79,17 @@ def _require_sound(name: str | None, idempotency_key: str | None, expires_s: flo
             raise RequestError(f"the {what} must not contain control characters, and be valid Unicode")
     if expires_s is not None and not 0 < expires_s <= MAX_EXPIRES_S:
         raise RequestError(f"expires must be more than 0 and at most {MAX_EXPIRES_S} seconds, got {expires_s}")
+
+
+@contextmanager
+def _not_accepted() -> Iterator[None]:
+    """Before the batch opens a COMMIT without an answer leaves nothing open: nothing was accepted."""
+    try:
+        yield
+    except CommitUnknown as error:
+        raise Unavailable(
+            error.part, error.address, error.reason, "nothing was accepted: see that it runs, and submit again"
+        ) from error
 
 
 def _store(

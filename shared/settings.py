@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.errors import RequestError
 
 _PASSWORD = re.compile(r"^([^:/?#]+://[^:/@]*):.*@", re.DOTALL)
+_S3_USER = re.compile(r"^(s3://).*@", re.DOTALL | re.IGNORECASE)
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|sslpassword)=)[^&]*", re.IGNORECASE)
 
 
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
     tenant: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "default"
     #: single-file checkpoints and adapters of the operator
     models_dir: Path | None = None
-    #: hub models that may run here (comma separated, `org/*` allowed); empty = all
+    #: hub models and folders that may run here (comma separated; `org/*`, `/models/*`); empty = all
     models_allowed: Annotated[tuple[str, ...], NoDecode] = ()
     #: seconds after which a worker that does not renew is presumed dead
     lease_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
@@ -144,6 +145,10 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:
+        raise RequestError(f".env is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        raise RequestError(f".env cannot be read: {error.strerror}") from None
     except ValidationError as error:
         lines = [
             f"AIGC_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}, got {item['input']!r}"
@@ -153,7 +158,7 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def without_password(url: str) -> str:
-    """The same URL, fit to be shown: user and host stay, the password does not."""
+    """The same URL, fit to be shown: user and host stay, the password does not. Of `s3://` the user goes too."""
     # Not by `urlsplit`: to it a password ends at a `/`, `?` or `#`; what connects takes them.
-    shown = _PASSWORD.sub(r"\1:***@", url)
+    shown = _PASSWORD.sub(r"\1:***@", _S3_USER.sub(r"\1", url))
     return _PASSWORD_IN_QUERY.sub(r"\1***", shown)

@@ -58,6 +58,7 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             folder = Path(ref).expanduser()
         except RuntimeError:
             raise ModelRejected("model_not_found", f"{ref}: there is no such user on this host") from None
+        _require_allowed(ref, str(folder.resolve()), settings.models_allowed)
         return _local(ref, folder)
     if match := _UNSUPPORTED.match(ref):
         raise ModelRejected(
@@ -66,6 +67,14 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             "give a hub id, a folder (such as ./my-model) or starter/<name>",
         )
     return _hub(ref, settings.models_allowed)
+
+
+def _require_allowed(ref: str, name: str, allowed: Sequence[str]) -> None:
+    """Where the operator has set a list, a hub id or the path of a folder has to match one of its patterns."""
+    if allowed and not any(fnmatchcase(name, pattern) for pattern in allowed):
+        raise ModelRejected(
+            "model_not_allowed", f"{ref} may not run here; allowed: {', '.join(allowed)} (AIGC_MODELS_ALLOWED)"
+        )
 
 
 def _starter(name: str) -> Path:
@@ -80,6 +89,8 @@ def _local(ref: str, folder: Path) -> ModelFiles:
     if not folder.is_dir():
         raise ModelRejected("model_not_found", f"{ref}: no such folder on this worker's host")
     folder = folder.resolve()
+    if not any((folder / index).is_file() for index in _INDEXES):
+        _check_names(ref, [path.name for path in folder.iterdir()])  # says why; the tree below may be anything
     names = _names(ref, folder)
     kind, config = _read(ref, folder, names)
     return ModelFiles(ref, folder, f"sha256:{_digest(folder, names)}", kind, config)
@@ -210,10 +221,7 @@ def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
             f"{ref} is no model reference: give a hub id (org/name, org/name@revision), a folder (./my-model) "
             "or starter/<name>",
         )
-    if allowed and not any(fnmatchcase(repo, pattern) for pattern in allowed):
-        raise ModelRejected(
-            "model_not_allowed", f"{repo} may not run here; allowed: {', '.join(allowed)} (AIGC_MODELS_ALLOWED)"
-        )
+    _require_allowed(ref, repo, allowed)
     folder = _download(ref, repo, revision or None)
     # The cache links its files to where it keeps their contents: those links are its own, not the model's.
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

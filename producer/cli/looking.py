@@ -5,12 +5,16 @@ from __future__ import annotations
 import json as json_module
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from producer.cli import JSON_OPTION, note, show, show_json
 from shared.errors import NotFound, RequestError
+
+if TYPE_CHECKING:
+    from producer.client import Client
+    from producer.records import BatchRecord
 
 Reference = Annotated[str, typer.Argument(help="id of a batch (its beginning is enough), its name, or id of a job")]
 BatchReference = Annotated[str, typer.Argument(help="id of a batch (its beginning is enough), or its name")]
@@ -56,7 +60,7 @@ def status(
     Console().print(status_table(batch))
 
 
-def _overview(client: Any, *, json: bool) -> None:
+def _overview(client: Client, *, json: bool) -> None:
     batches, workers = client.batches(limit=20), client.workers()
     if json:
         show_json({"batches": [b.to_json() for b in batches], "workers": [w.to_json() for w in workers]})
@@ -73,7 +77,7 @@ def _overview(client: Any, *, json: bool) -> None:
         )
 
 
-def _job_status(client: Any, job_id: str, *, json: bool) -> None:
+def _job_status(client: Client, job_id: str, *, json: bool) -> None:
     job = client.job(job_id)
     if json:
         show_json(job.to_json())
@@ -90,13 +94,13 @@ def _job_status(client: Any, job_id: str, *, json: bool) -> None:
 
 def watch(reference: BatchReference, json: bool = JSON_OPTION) -> None:
     """Follow a batch until it is done: progress, rate, time left."""
-    from producer.cli.submitting import _hint
+    from producer.cli.hints import why_nothing_runs
     from producer.client import Client
     from producer.watch import watch as follow
 
     client = Client()
     batch = client.batch(reference)
-    record = follow(client.gateway, batch.id, quiet=json or None, hint=_hint(client, batch.id))
+    record = follow(client.gateway, batch.id, quiet=json or None, hint=why_nothing_runs(client, batch.id))
     if json:
         show_json(record.to_json())
     raise typer.Exit(1 if record.counts["failed"] or record.counts["cancelled"] else 0)
@@ -116,7 +120,7 @@ def list_(
         _show_batches(batches)
 
 
-def _show_batches(batches: list[Any]) -> None:
+def _show_batches(batches: list[BatchRecord]) -> None:
     if not batches:
         show("no batches yet: submit one with `aigc submit FILE`")
     for batch in batches:
@@ -164,7 +168,7 @@ def why(job: Annotated[str, typer.Argument(help="id of a job: <batch>-<line>")],
 
 def events(
     reference: Reference,
-    after: Annotated[int, typer.Option(min=0, help="cursor: only what came after it")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="cursor: only what came after it")] = 0,
     json: bool = JSON_OPTION,
 ) -> None:
     """Every change of state of a batch or a job, from a cursor on."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from producer.cli import JSON_OPTION, note, show, show_json
-from shared.errors import InvalidJobs, NotFound, RequestError
+from producer.cli.hints import why_nothing_runs
+from shared.errors import InvalidJobs, RequestError
+
+if TYPE_CHECKING:
+    from producer.client import Batch, Client
+    from producer.sources import Defaults
+    from producer.spool import Spool
+    from shared.errors import Problem
+    from shared.settings import Settings
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,10 +55,7 @@ def submit(
     json: bool = JSON_OPTION,
 ) -> None:
     """Submit a file of jobs as one batch; prints the batch's id."""
-    from producer.client import Client, open_source
-    from producer.sources import from_stream, guess_format
-    from producer.spool import fill_spool
-    from shared.ids import new_batch_id
+    from producer.client import Client
     from shared.settings import load_settings
 
     if format not in (None, "jsonl", "csv", "text"):
@@ -62,20 +67,7 @@ def submit(
     settings = load_settings()
     params = _assignments(set_ or [], task)
     defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
-    report = settings.data_dir / "problems" / f"{new_batch_id()}.txt"
-    if file == "-" and sys.stdin is None:
-        raise RequestError("there is no standard input to read jobs from")
-    with open_source(sys.stdin.buffer if file == "-" else file) as stream:
-        items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
-        try:
-            spool = fill_spool(items, settings.spool_dir, skip_invalid=skip_invalid, report=report)
-        except InvalidJobs as error:
-            if error.count > 20:
-                note(f"all problems are listed in {report}")
-            raise
-    with spool:
-        if spool.problem_count:
-            _say_skipped(spool.problems, spool.problem_count, report)
+    with _checked(file, format, settings, defaults, skip_invalid=skip_invalid) as spool:
         if dry_run:
             _show_plan(spool, json=json)
             return
@@ -84,9 +76,38 @@ def submit(
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")
     answer = {"batch_id": batch.id, "total": spool.total, "skipped": spool.problem_count}
-    if not wait:
-        show_json(answer) if json else show(batch.id)
-        return
+    if wait:
+        _wait_and_answer(client, batch, out, answer, json=json)
+    elif json:
+        show_json(answer)
+    else:
+        show(batch.id)
+
+
+def _checked(file: str, format: str | None, settings: Settings, defaults: Defaults, *, skip_invalid: bool) -> Spool:
+    """The file's jobs, validated; says what was left out."""
+    from producer.client import open_source
+    from producer.sources import from_stream, guess_format
+    from producer.spool import fill_spool
+    from shared.ids import new_batch_id
+
+    if file == "-" and sys.stdin is None:
+        raise RequestError("there is no standard input to read jobs from")
+    report = settings.data_dir / "problems" / f"{new_batch_id()}.txt"
+    with open_source(sys.stdin.buffer if file == "-" else file) as stream:
+        items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
+        try:
+            spool = fill_spool(items, settings.spool_dir, skip_invalid=skip_invalid, report=report)
+        except InvalidJobs as error:
+            if error.count > 20:
+                note(f"all problems are listed in {report}")
+            raise
+    if spool.problem_count:
+        _say_skipped(spool.problems, spool.problem_count, report)
+    return spool
+
+
+def _wait_and_answer(client: Client, batch: Batch, out: Path | None, answer: dict[str, Any], *, json: bool) -> None:
     (note if json else show)(batch.id)
     status = _wait_and_fetch(client, batch.id, out, json=json)
     if json:
@@ -94,7 +115,7 @@ def submit(
     raise typer.Exit(status)
 
 
-def _say_skipped(problems: list[Any], count: int, report: Path) -> None:
+def _say_skipped(problems: list[Problem], count: int, report: Path) -> None:
     note(f"left out, {count} problem(s):")
     for problem in problems[:20]:
         note(f"  {problem}")
@@ -102,7 +123,7 @@ def _say_skipped(problems: list[Any], count: int, report: Path) -> None:
         note(f"  … and {count - 20} more; all are listed in {report}")
 
 
-def _show_plan(spool: Any, *, json: bool) -> None:
+def _show_plan(spool: Spool, *, json: bool) -> None:
     counted: dict[tuple[str, str, str], int] = {}
     for (lane_number, _), n in spool.ready.items():
         lane = spool.lanes[lane_number]
@@ -117,29 +138,16 @@ def _show_plan(spool: Any, *, json: bool) -> None:
     show(f"rough estimate: {spool.cost:,.0f} s of one small device; a GPU is many times faster")
 
 
-def _wait_and_fetch(client: Any, batch_id: str, out: Path | None, *, json: bool) -> int:
+def _wait_and_fetch(client: Client, batch_id: str, out: Path | None, *, json: bool) -> int:
     from producer.watch import watch
 
-    record = watch(client.gateway, batch_id, quiet=json or None, hint=_hint(client, batch_id))
+    record = watch(client.gateway, batch_id, quiet=json or None, hint=why_nothing_runs(client, batch_id))
     if out is not None:
         client.batch(batch_id).download(out)
         note(f"{out}/ holds the files, results.jsonl and index.html")
     for error in record.errors:
         note(f"{error.count} job(s) failed with {error.code}: {error.example}")
     return 1 if record.counts["failed"] or record.counts["cancelled"] else 0
-
-
-def _hint(client: Any, batch_id: str) -> Any:
-    """Why nothing moves, asked of the first job that is not done."""
-
-    def ask() -> str | None:
-        first = client.gateway.jobs(batch_id, limit=1, states=("queued", "waiting"))
-        try:
-            return str(client.why(first[0].id)) if first else None
-        except NotFound:
-            return None
-
-    return ask
 
 
 def run(

@@ -146,9 +146,7 @@ def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool],
     c = jobs.c
     before = {
         row.id: row
-        for row in connection.execute(
-            select(c.id, c.state, c.error_code).where(which).order_by(c.id).with_for_update()
-        )
+        for row in connection.execute(select(c.id, c.state, c.error_code).where(which).order_by(c.id).with_for_update())
     }
     if not before:
         return 0

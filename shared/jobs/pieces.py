@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import (
     ColumnElement,
@@ -67,10 +67,17 @@ def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any)
     ).all()  # fmt: skip
 
 
+class Waited(Protocol):
+    """Where a job stood before it ended without having run."""
+
+    state: str
+    available_at: float | None
+
+
 def leave_queue(
-    connection: Connection, before: Mapping[str, Row[Any]], rows: Sequence[Row[Any]], target: str, kind: str
+    connection: Connection, before: Mapping[str, Waited], rows: Sequence[Row[Any]], target: str, kind: str
 ) -> None:
-    """Book that jobs which waited have ended; `before` has the state and `available_at` that each was found in."""
+    """Book that jobs which waited have ended; `before` says where each of them stood."""
     for source, was_ready in (("waiting", False), ("queued", False), ("queued", True)):
         these = [
             row

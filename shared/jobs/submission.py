@@ -91,7 +91,7 @@ def begin_batch(db: Database, batch: NewBatch) -> str:
 
 
 def _replayed(connection: Connection, batch: NewBatch) -> str | None:
-    """The batch that this request has made before; a dead attempt under its key loses it, and a keeper clears it away."""
+    """The batch that this request has made before; a dead attempt loses the key, and a keeper clears it away."""
     if batch.idempotency_key is None:
         return None
     first = connection.execute(
@@ -234,7 +234,7 @@ def _clear_away(db: Database, batch_id: str) -> int:
     for ids in by_line(db, batch_id, given_up):
         db.write(partial(_remove, statement=delete(jobs).where(jobs.c.id.in_(ids), given_up)), replayable=True)
     # What is left (nothing, as a rule) goes with it: ON DELETE CASCADE.
-    return db.write(partial(_remove, statement=delete(batches).where(_is_given_up(batch_id))))
+    return db.write(partial(_remove, statement=delete(batches).where(_is_given_up(batch_id))), replayable=True)
 
 
 def _remove(connection: Connection, statement: Delete) -> int:

@@ -113,8 +113,18 @@ def open_storage(settings: Settings) -> Storage:
     used.
     """
     url = settings.storage_url
-    parts = urlsplit(url)
     shown = without_password(url)
+    if url.lower().startswith("s3:") and "@" in url:
+        raise RequestError(
+            "AIGC_STORE_URL: a key does not belong into the address; "
+            "set AIGC_S3_ACCESS_KEY_ID and AIGC_S3_SECRET_ACCESS_KEY"
+        )
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise RequestError(
+            f"AIGC_STORE_URL: {error} in {shown!r}: write file:///folder or s3://bucket/prefix"
+        ) from None
     if parts.query or parts.fragment:
         raise RequestError(f"AIGC_STORE_URL: nothing may follow ? or # in {shown!r}")
     if parts.scheme == "file":
@@ -124,11 +134,6 @@ def open_storage(settings: Settings) -> Storage:
 
         return FolderStorage(Path(url2pathname(parts.path)))
     if parts.scheme == "s3":
-        if "@" in parts.netloc:
-            raise RequestError(
-                "AIGC_STORE_URL: a key does not belong into the address; "
-                "set AIGC_S3_ACCESS_KEY_ID and AIGC_S3_SECRET_ACCESS_KEY"
-            )
         prefix = parts.path.strip("/")
         if not _BUCKET.fullmatch(parts.netloc):
             raise RequestError(f"AIGC_STORE_URL: write s3://bucket/prefix with the name of a bucket, not {shown!r}")

@@ -15,7 +15,7 @@ from shared import jobs
 from shared.database import Database, now
 from shared.errors import NotAllowed, NotFound
 from shared.ids import job_id, new_batch_id, new_session_id
-from shared.jobs import Failure, Lane, NewBatch, SessionLost, StoredArtifact, Success
+from shared.jobs import Failure, Lane, NewBatch, SessionLost, StoredArtifact, Success, clock, owner, pieces, submission
 from shared.settings import Settings
 from shared.tables import (
     JOB_STATES,
@@ -185,8 +185,10 @@ def test_jobs_of_a_batch_that_is_loading_are_invisible_until_it_opens(db: Databa
     load(db, batch)
     assert claim(db, who) == []
     assert jobs.cancel_jobs(db, TENANT, [job_id(batch.id, 1)]) == 0
-    with pytest.raises(NotFound):
+    with pytest.raises(NotAllowed, match="still being submitted"):
         jobs.cancel_batch(db, TENANT, batch.id)
+    with pytest.raises(NotFound):
+        jobs.cancel_batch(db, "someone", batch.id)
 
     jobs.open_batch(db, batch, {(jobs.lane_ids(db, [ECHO])[ECHO], 0): 3})
 
@@ -235,13 +237,14 @@ def test_an_attempt_that_died_while_loading_is_replaced_under_its_key(db: Databa
     load(db, second)
     jobs.open_batch(db, second, {(jobs.lane_ids(db, [ECHO])[ECHO], 0): 1})
 
-    assert count(db, table) == 1
     for late in (
         lambda: jobs.add_jobs(db, dead.id, rows(db, dead)),
         lambda: jobs.open_batch(db, dead, {}),
     ):
         with pytest.raises(NotAllowed, match="submit it again"):
             late()
+    assert jobs.abandon_silent_batches(db) == 1
+    assert count(db, table) == 1
     audit(db)
 
 
@@ -271,6 +274,34 @@ def test_what_a_dead_submission_left_is_cleared_away_after_an_hour_and_nothing_e
     assert count(db, table) == 4, "a batch that is open was cleared away"
     jobs.abandon_batch(db, alive.id)
     assert count(db, table) == 2
+    audit(db)
+
+
+def test_a_large_dead_submission_is_cleared_away_in_chunks_and_cannot_come_back_between_them(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.jobs.pieces.CHUNK", 3)
+    opened, dead = submit(db, 2), new_batch(10)
+    load(db, dead)
+    deleted: list[int] = []
+    write, remove = Database.write, submission._remove
+
+    def between(self: Database, work: Any, **options: Any) -> Any:
+        if getattr(work, "func", None) is remove:
+            if not deleted:
+                with pytest.raises(NotAllowed, match="submit it again"):
+                    jobs.open_batch(db, dead, {})
+                with pytest.raises(NotAllowed, match="submit it again"):
+                    jobs.add_jobs(db, dead.id, rows(db, dead))
+            deleted.append(write(self, work, **options))
+            return deleted[-1]
+        return write(self, work, **options)
+
+    monkeypatch.setattr(Database, "write", between)
+    assert jobs.abandon_batch(db, dead.id) == 1
+    assert deleted == [3, 3, 3, 1, 1]
+    assert count(db, table) == len(opened)
+    assert count(db, batches) == 1
     audit(db)
 
 
@@ -636,7 +667,7 @@ def test_a_cancelled_batch_vanishes_from_claims_before_its_rows_follow(
 def test_many_jobs_are_cancelled_and_retried_in_chunks_to_the_last(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in ("owner", "clock"):
+    for room in ("owner", "clock", "pieces"):
         monkeypatch.setattr(f"shared.jobs.{room}.CHUNK", 3)
     ids = submit(db, 10)
     batch_id = ids[0].rpartition("-")[0]

@@ -143,6 +143,22 @@ def test_the_operators_list_of_hub_models_is_kept(tmp_path, monkeypatch) -> None
     assert resolve("good/model@v1", settings=settings).ref == "good/model@v1"
 
 
+def test_the_operators_list_holds_for_folders_too(tmp_path, monkeypatch) -> None:
+    inside, outside = tmp_path / "models", tmp_path / "elsewhere"
+    for folder in (inside / "mine", outside):
+        folder.mkdir(parents=True)
+    settings = Settings(_env_file=None, data_dir=tmp_path, models_allowed=("org/*", f"{inside}/*"))
+    assert code(str(outside), settings) == "model_not_allowed"
+    assert code(f"{inside}/../elsewhere", settings) == "model_not_allowed"
+    assert code(str(inside / "mine"), settings) == "model_not_a_model"
+
+
+def test_a_folder_that_is_no_model_is_not_walked(tmp_path, settings, monkeypatch) -> None:
+    (tmp_path / "home" / "deep").mkdir(parents=True)
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the whole tree was read"))
+    assert code(str(tmp_path / "home"), settings) == "model_not_a_model"
+
+
 def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, listing: list[str] | Exception) -> None:
     """A hub that lists these files (or raises), over a real cache folder."""
     import huggingface_hub
