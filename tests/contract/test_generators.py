@@ -597,6 +597,24 @@ def test_a_picture_is_that_of_a_direct_call(sd: Any) -> None:
 
 
 @torch_only
+def test_a_model_may_recommend_a_guidance_of_its_own(tmp_path: Path, sd: Any) -> None:
+    import shutil
+
+    folder = tmp_path / "mild"
+    shutil.copytree(sd._files.folder, folder)
+    (folder / "generation_defaults.json").write_text('{"guidance_scale": 2.0}')
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    mild = text_to_image().load(resolve(str(folder), settings=settings), Device("cpu", "float32"))
+    by_default, asked, usual = (pixels(bodies(paint(mild, guidance_scale=g))[0]) for g in (None, 2.0, 7.5))
+    assert np.abs(by_default - asked).max() == 0
+    assert np.abs(by_default - usual).max() > 2
+
+    (folder / "generation_defaults.json").write_text('{"guidance": 2.0}')
+    with pytest.raises(ModelRejected, match=r"generation_defaults\.json"):
+        text_to_image().load(resolve(str(folder), settings=settings), Device("cpu", "float32"))
+
+
+@torch_only
 def test_every_scheduler_runs_and_leaves_no_state_behind(sd: Any) -> None:
     from workers.generators.diffusers_text_to_image import SCHEDULERS
 

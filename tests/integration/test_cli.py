@@ -18,7 +18,7 @@ from servers import PostgresServer, RedisServer, free_port
 from producer.cli import app, main
 from shared import jobs
 from shared.database import Database
-from shared.ids import new_session_id
+from shared.ids import new_batch_id, new_session_id
 from shared.jobs import Failure, StoredArtifact, Success
 from shared.settings import Settings
 from shared.tables import JOB_STATES
@@ -371,6 +371,8 @@ def test_a_database_that_does_not_answer_is_said_with_address_and_advice_and_sta
         ({"AIGC_DATABASE_URL": f"postgresql+asyncpg://u:{SECRET}@h/d"}, 2, "postgresql+asyncpg is not supported"),
         ({"AIGC_DATABASE_URL": SECRET}, 2, "AIGC_DATABASE_URL cannot be used"),
         ({"AIGC_DATABASE_URL": "sqlite://"}, 2, "in memory"),
+        ({"AIGC_DATABASE_URL": f"postgresql+psycopg://u:{SECRET}@[::1/d"}, 2, "AIGC_DATABASE_URL cannot be used"),
+        ({"AIGC_DATABASE_URL": "postgresql://[::1/d"}, 2, "AIGC_DATABASE_URL cannot be used"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -388,6 +390,57 @@ def test_a_schema_that_is_missing_names_the_command_that_makes_it(aigc: Aigc, po
     assert aigc("migrate", env=env).stderr == "schema 0001 (was empty)\n"
     assert aigc("migrate", env=env).stderr == "schema 0001 (as it was)\n"
     assert aigc("list", "--json", env=env).stdout == '{"batches": []}\n'
+
+
+def test_a_schema_of_a_newer_aigc_is_said_by_every_command(aigc: Aigc, sqlite_settings: Settings) -> None:
+    Database(sqlite_settings).write(lambda c: c.exec_driver_sql("UPDATE aigc_version SET version_num = '9999'"))
+    for command in ("list", "migrate"):
+        done = aigc(command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith("newer than this version of aigc (0001): update aigc\n")
+
+
+def test_a_file_of_settings_that_is_no_text_is_named(aigc: Aigc, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("AIGC_TENANT=Jürgen\n".encode("latin-1"))
+    done = aigc("list")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "aigc: .env is not UTF-8 (byte 13): save it as UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"AIGC_REDIS_URL": f"redis://:{SECRET}@[::1"},
+        {"AIGC_STORE_URL": "s3://[::1"},
+        {"AIGC_STORE_URL": f"s3://key:{SECRET}@bucket/prefix"},
+        {"AIGC_STORE_URL": f"s3://{SECRET}@bucket/prefix"},
+        {"AIGC_STORE_URL": f"s3://key:/{SECRET}/@bucket/prefix"},
+        {"AIGC_STORE_URL": f"s3://abc/{SECRET}@bucket?x"},
+    ],
+    ids=lambda env: next(iter(env.values())),
+)
+def test_an_address_that_makes_no_sense_is_named_by_the_doctor(aigc: Aigc, env: dict[str, str]) -> None:
+    [name] = env
+    done = aigc("doctor", env=env)
+    assert done.returncode == 3
+    assert f": {name}" in done.stdout
+    assert "key:" not in done.stdout
+
+
+def test_a_cursor_that_no_database_takes_is_refused(aigc: Aigc) -> None:
+    batch_id = aigc("submit", "-", stdin=lines(GOOD)).stdout.strip()
+    assert aigc("events", batch_id, "--after", str(2**63 - 1)).returncode == 0
+    done = aigc("events", batch_id, "--after", str(2**63))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--after" in done.stderr
+
+
+def test_a_batch_that_is_still_being_submitted_is_not_denied(aigc: Aigc, sqlite_settings: Settings) -> None:
+    batch = jobs.NewBatch(new_batch_id(), "default", "spring", 1, None, "digest")
+    jobs.begin_batch(Database(sqlite_settings), batch)
+    done = aigc("cancel", "spring")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"batch {batch.id} is still being submitted" in done.stderr
 
 
 def test_a_storage_that_does_not_answer_is_said_by_what_needs_it(

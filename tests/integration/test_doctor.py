@@ -16,6 +16,7 @@ from servers import PostgresServer, RedisServer, free_port
 from swift_server import SwiftServer
 
 from producer import doctor
+from producer.client import Client
 from producer.doctor import Check, examine
 from shared import jobs
 from shared.database import Database
@@ -255,6 +256,14 @@ def test_a_disk_that_is_nearly_full(embedded: Settings, monkeypatch: pytest.Monk
     assert failing(embedded).keys() == {"data folder", "storage space"}
 
 
+def test_the_space_is_looked_at_where_the_storage_lies(
+    embedded: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "LOW_DISK", 1 << 60)
+    told = failing(changed(embedded, store_url=(tmp_path / "a folder").as_uri()))
+    assert told.keys() == {"data folder", "storage space"}
+
+
 # --- workers ---
 
 
@@ -263,6 +272,12 @@ def test_no_worker(sqlite_settings: Settings, redis_server: RedisServer) -> None
     told = failing(settings)
     assert told.keys() == {"workers"}
     assert told["workers"].detail == "none is alive, 0 job(s) wait"
+    client = Client(settings)
+    client.submit([{"task": "echo", "params": {"message": "first"}}] * 3)
+    for _ in range(101):
+        client.submit([{"task": "echo", "params": {"message": "one more"}}])
+    client.submit([{"task": "echo", "params": {"message": "not any more"}}]).cancel()
+    assert failing(settings)["workers"].detail == "none is alive, 104 job(s) wait"
     open_worker(settings, lease_s=-1)
     assert failing(settings).keys() == {"workers"}, "its lease has lapsed"
 

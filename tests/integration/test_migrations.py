@@ -32,7 +32,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 
 
 def tables(db: Database) -> set[str]:
-    return set(inspect(db.engine).get_table_names()) - {"alembic_version"}
+    return set(inspect(db.engine).get_table_names()) - {migrations.VERSION_TABLE}
 
 
 def test_head_is_the_newest_migration() -> None:
@@ -49,7 +49,10 @@ def test_up_down_and_up_again_and_the_schema_is_what_the_code_believes(empty: Da
     upgrade(empty.engine)
     assert empty.revision() == migrations.HEAD
     with empty.engine.connect() as connection:
-        options = {"compare_type": True, "compare_server_default": not empty.is_sqlite}
+        options = {
+            "compare_type": True, "compare_server_default": not empty.is_sqlite,
+            "version_table": migrations.VERSION_TABLE,
+        }  # fmt: skip
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
 
 
@@ -132,14 +135,35 @@ def test_migrators_that_start_at_the_same_time_wait_for_each_other(
 
 def stamp(db: Database, revision: str) -> None:
     with db.engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        connection.execute(
+            text(f"UPDATE {migrations.VERSION_TABLE} SET version_num = :revision"), {"revision": revision}
+        )
 
 
 def test_a_schema_newer_than_the_code_says_to_update_aigc(empty: Database) -> None:
     empty.migrate()
     stamp(empty, "9999")
-    with pytest.raises(RequestError, match=r"has schema 9999, newer than this version of aigc .*: update aigc"):
-        empty.prepare()
+    for look in (empty.prepare, empty.migrate):
+        with pytest.raises(RequestError, match=r"has schema 9999, newer than this version of aigc .*: update aigc"):
+            look()
+
+
+def test_a_revision_that_is_nobodys_is_a_sentence_too(empty: Database) -> None:
+    empty.migrate()
+    stamp(empty, "0000-of-a-fork")
+    with pytest.raises(RequestError, match=r"cannot be migrated: .*0000-of-a-fork"):
+        empty.migrate()
+
+
+def test_the_revisions_of_another_application_in_the_same_database_are_not_ours(empty: Database) -> None:
+    with empty.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('ffff')"))
+    assert empty.revision() is None
+    empty.migrate()
+    empty.prepare()
+    with empty.read() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "ffff"
 
 
 def test_a_schema_that_is_missing_or_older_is_made_on_sqlite_and_asked_for_on_postgresql(empty: Database) -> None:

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from servers import RedisServer, free_port
-from sqlalchemy import event, func, select, update
+from sqlalchemy import QueuePool, event, func, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from aigc import Batch, Client, NotAllowed, RequestError
 from producer.gateway import DirectGateway
@@ -264,6 +267,115 @@ def test_commits_whose_answers_are_lost_store_everything_once(
     assert [e.kind for e in batch.events()] == ["submitted"]
 
 
+class Answers:
+    """A database that loses the answer to one COMMIT, and then refuses connections for a while."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, doing: str, *, stands: bool, refusals: int) -> None:
+        self._commit, self._run, self._do = Database._commit, Database._run, getattr(transitions, doing)
+        self._stands, self._refusals = stands, refusals
+        self._lost, self._armed = False, False
+        patch.setattr(Database, "_commit", lambda db, *args: self.commit(db, *args))  # noqa: PLW0108 - a method now
+        patch.setattr(Database, "_run", lambda db, *args: self.run(db, *args))  # noqa: PLW0108 - the same
+        patch.setattr(transitions, doing, self.do)
+
+    def do(self, *args: Any) -> None:
+        self._armed = True
+        try:
+            self._do(*args)
+        finally:
+            self._armed = self._lost = False
+
+    def commit(self, db: Database, connection: Any) -> None:
+        if not self._armed or self._lost:
+            return self._commit(db, connection)
+        self._lost = True
+        if self._stands:
+            self._commit(db, connection)
+        raise CommitUnknown("database", db.address, "the connection was lost during COMMIT")
+
+    def run(self, db: Database, connection: Any, work: Any) -> Any:
+        if self._lost and self._refusals:
+            self._refusals -= 1
+            raise OperationalError("BEGIN", {}, psycopg.OperationalError("connection refused"))
+        return self._run(db, connection, work)
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_batch_that_may_have_been_accepted_is_never_said_to_be_refused_and_never_cleared_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    client = Client(settings)
+    with monkeypatch.context() as patch:
+        Answers(patch, "open_batch", stands=stands, refusals=100)
+        with pytest.raises(CommitUnknown) as raised:
+            client.submit(echo(3))
+    assert raised.value.exit_status == 3
+    [batch] = client.batches()
+    assert f"batch {batch.id} may have been accepted: look with `aigc status {batch.id}`" in str(raised.value)
+    assert batch.status == ("queued" if stands else "loading")
+    assert rows(Database(settings), jobs) == 3
+
+
+def test_a_database_that_is_back_in_time_tells_what_became_of_the_commit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stands in (True, False):
+        with monkeypatch.context() as patch:
+            Answers(patch, "open_batch", stands=stands, refusals=2)
+            batch = Client(settings).submit(echo(3))
+        assert batch.status().counts["queued"] == 3
+        assert [e.kind for e in batch.events()] == ["submitted"]
+
+
+def test_a_lost_answer_before_the_batch_opens_leaves_no_doubt_that_nothing_was_accepted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Answers(patch, "add_jobs", stands=True, refusals=100)
+        with pytest.raises(Unavailable, match="nothing was accepted") as raised:
+            Client(settings).submit(echo(3))
+    assert not isinstance(raised.value, CommitUnknown)
+    assert rows(Database(settings), batches) == 0
+
+
+def test_a_database_that_refuses_from_the_start_is_simply_unavailable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OperationalError("BEGIN", {}, psycopg.OperationalError("connection refused"))
+
+    client = Client(settings)
+    monkeypatch.setattr(Database, "_run", refuse)
+    with pytest.raises(Unavailable, match="start PostgreSQL") as raised:
+        client.submit(echo(3))
+    assert not isinstance(raised.value, CommitUnknown)
+
+
+def test_when_every_connection_is_in_use_that_is_a_passing_trouble(postgres_settings: Settings) -> None:
+    db = Database(postgres_settings)
+    pool = db.engine.pool
+    assert isinstance(pool, QueuePool)
+    pool._timeout = 0.05
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(db.read())
+        for act in (db.clock, lambda: db.write(lambda _: None)):
+            with pytest.raises(Unavailable, match="in use"):
+                act()
+    db.dispose()
+
+
+def test_what_goes_wrong_in_the_database_is_told_without_what_was_submitted(settings: Settings) -> None:
+    batch = Client(settings).submit(echo(1))
+    [job] = batch.jobs()
+    with pytest.raises(IntegrityError) as raised:
+        Database(settings).write(
+            lambda c: c.execute(update(jobs).values(params_json="a secret prompt", lane_id=99_999))
+        )
+    assert job.id not in str(raised.value)
+    assert "a secret prompt" not in str(raised.value)
+
+
 def test_connections_that_the_database_has_cut_are_not_noticed(postgres_settings: Settings) -> None:
     client = Client(postgres_settings)
     client.submit(echo(1))
@@ -300,6 +412,30 @@ def test_the_status_of_a_batch_reads_its_counters_and_never_its_jobs(settings: S
     for statement in [*said, *statements(gateway, "large"), *statements(gateway, large.id[:10])]:
         assert not any(word in statement for word in ("from jobs", "join jobs", "count(", "sum(", "group by"))
     assert client.batch(large.id).status().counts["queued"] == 3000
+
+
+def test_pages_of_batches_lose_none_that_were_made_at_the_same_moment(settings: Settings) -> None:
+    client = Client(settings)
+    made = [client.submit(echo(1)).id for _ in range(5)]
+    db = Database(settings)
+    db.write(lambda c: c.execute(update(batches).where(batches.c.id != made[0]).values(created_at=1.0)))
+    found, before = [], None
+    while page := client.gateway.batches(limit=2, before=before):
+        found += [batch.id for batch in page]
+        before = (page[-1].created_at, page[-1].id)
+    assert found == [made[0], *sorted(made[1:], reverse=True)]
+
+
+def test_a_name_is_looked_up_in_the_index_of_names(sqlite_settings: Settings) -> None:
+    gateway = Client(sqlite_settings).gateway
+    assert isinstance(gateway, DirectGateway)
+    Client(sqlite_settings).submit(echo(1), name="spring")
+    [by_name] = [statement for statement in statements(gateway, "spring") if "batches.name = ?" in statement]
+    with gateway.db.read() as connection:
+        asked = connection.exec_driver_sql(f"explain query plan {by_name}", ("default", "spring", 1, 0))
+        steps = [row[3] for row in asked]
+    assert any("ix_batches_tenant_id_name_created_at (tenant_id=? AND name=?)" in step for step in steps), steps
+    assert not any("TEMP B-TREE" in step for step in steps), steps
 
 
 _HUNDRED_THOUSAND = """

@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 
 from shared import jobs
 from shared.database import Database, now
 from shared.errors import NotAllowed, NotFound
 from shared.ids import job_id, new_batch_id, new_session_id
-from shared.jobs import Failure, Lane, NewBatch, SessionLost, StoredArtifact, Success, clock, owner, pieces, submission
+from shared.jobs import Failure, Lane, NewBatch, SessionLost, StoredArtifact, Success, owner, pieces, submission
 from shared.settings import Settings
 from shared.tables import (
     JOB_STATES,
@@ -127,6 +128,32 @@ def states(db: Database, ids: Sequence[str]) -> list[str]:
 def count(db: Database, what: Any) -> int:
     with db.read() as connection:
         return connection.scalar(select(func.count()).select_from(what)) or 0
+
+
+@contextmanager
+def listening(db: Database) -> Iterator[list[str]]:
+    """The statements that go to the driver meanwhile, a batch of parameters once."""
+    said: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(" ".join(statement.split()))
+
+    event.listen(db.engine, "before_cursor_execute", listen)
+    yield said
+    event.remove(db.engine, "before_cursor_execute", listen)
+
+
+def plan(db: Database, act: Callable[[], Any]) -> list[str]:
+    """The steps by which SQLite answers what is asked of it meanwhile."""
+    steps: list[str] = []
+
+    def listen(_connection: Any, cursor: Any, text: str, parameters: Any, *_: Any) -> None:
+        steps.extend(row[3] for row in cursor.connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters))
+
+    event.listen(db.engine, "before_cursor_execute", listen)
+    act()
+    event.remove(db.engine, "before_cursor_execute", listen)
+    return steps
 
 
 def audit(db: Database) -> None:
@@ -596,6 +623,30 @@ def test_a_crash_is_charged_to_a_job_that_was_alone_and_shrinks_the_company_of_o
     assert job(db, ids[1]).attempts == 1
 
 
+def test_a_job_that_waits_for_its_upload_is_not_charged_for_the_crash_of_its_successor(db: Database) -> None:
+    ids = submit(db, 3, max_attempts=1)
+    who = session(db)
+    claim(db, who)
+    for id_ in ids[:2]:
+        assert jobs.enter(db, who, [(id_, 1)], 1) == {id_}
+    assert job(db, ids[0]).entered_at is not None, "when it was in the model is still told"
+    lapse(db, who)
+    jobs.reap(db)
+    assert states(db, ids) == ["queued", "failed", "queued"]
+    assert [job(db, id_).attempts for id_ in ids] == [0, 1, 0]
+    audit(db)
+
+
+def test_a_renewal_writes_all_progress_in_one_call_to_the_driver(db: Database) -> None:
+    ids = submit(db, 50)
+    who = session(db)
+    claim(db, who)
+    with listening(db) as said:
+        jobs.renew(db, who, 60, {}, dict.fromkeys(ids, 0.25))
+    assert len([statement for statement in said if statement.startswith("UPDATE jobs")]) == 1
+    assert {job(db, id_).progress for id_ in ids} == {0.25}
+
+
 def test_a_session_that_ended_with_jobs_in_hand_loses_them_to_the_keeper(db: Database) -> None:
     [id_] = submit(db)
     who = session(db)
@@ -725,6 +776,120 @@ def test_what_nobody_started_in_time_fails_and_says_so(db: Database) -> None:
     audit(db)
 
 
+def test_a_job_that_expires_before_another_try_keeps_its_last_error(db: Database) -> None:
+    tried, untried = submit(db, 2)
+    who = session(db)
+    claim(db, who, 1)
+    fail(db, who, tried, 1)
+    change(db, update(table).values(expires_at=1.0))
+    assert jobs.expire(db) == 2
+    assert job(db, tried).error_message == (
+        "its time ran out (expires) before another try; the last one failed: it broke"
+    )
+    assert job(db, untried).error_message == "it was not started before its time ran out (expires)"
+    assert {job(db, id_).error_code for id_ in (tried, untried)} == {"expired"}
+    audit(db)
+
+
+def test_a_keeper_with_nothing_to_do_writes_nothing(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(db, 2, expires_at=4e9)
+    monkeypatch.setattr(Database, "write", None)
+    assert (jobs.expire(db), jobs.release_due(db), jobs.sweep_backlog(db)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("duty", "index"), [(jobs.expire, "ix_jobs_perishable"), (jobs.release_due, "ix_jobs_delayed")]
+)
+def test_what_the_clock_decides_is_found_by_an_index(
+    sqlite_settings: Settings, duty: Callable[[Database], int], index: str
+) -> None:
+    db = Database(sqlite_settings)
+    submit(db, 3, expires_at=1.0)
+    change(db, update(table).where(table.c.line == 1).values(available_at=1.0))
+    walks = [step for step in plan(db, lambda: duty(db)) if "jobs" in step]
+    assert all(index in step or "(id=?)" in step for step in walks), walks
+    assert len([step for step in walks if index in step]) >= 2, "the look, and the one who takes"
+
+
+@pytest.mark.parametrize("which", [owner._cancellable(), table.c.state.in_(("failed", "cancelled"))])
+def test_a_batch_is_walked_by_line_without_sorting_it(sqlite_settings: Settings, which: Any) -> None:
+    db = Database(sqlite_settings)
+    steps = plan(db, lambda: list(pieces.by_line(db, "a batch", which)))
+    assert ["(batch_id=? AND line>?)" in step for step in steps] == [True], steps
+
+
+def test_cancelling_and_retrying_a_batch_reads_each_line_about_once(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given chunks of 5, the walk over 50 jobs asks for what comes after the last one, and once more from the start."""
+    monkeypatch.setattr("shared.jobs.pieces.CHUNK", 5)
+    ids = submit(db, 50)
+    batch_id = ids[0].rpartition("-")[0]
+    with listening(db) as said:
+        assert jobs.cancel_batch(db, TENANT, batch_id) == 50
+    assert len([statement for statement in said if "line > " in statement]) == 12
+    with listening(db) as said:
+        assert jobs.retry(db, TENANT, batch_id) == 50
+    assert len([statement for statement in said if "line > " in statement]) == 12
+    audit(db)
+
+
+def test_a_job_that_becomes_ready_behind_the_walk_is_cancelled_too(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.jobs.pieces.CHUNK", 3)
+    ids = submit(db, 9)
+    batch_id = ids[0].rpartition("-")[0]
+    cancel, done = owner._cancel, iter(range(100))
+
+    def and_one_comes_back(connection: Any, which: Any) -> int:
+        number = cancel(connection, which)
+        if next(done) == 1:
+            owner._retry(connection, batch_id=batch_id, which=table.c.id == ids[0], states=("cancelled",))
+            connection.execute(update(batches).values(cancelled_at=now()))
+        return number
+
+    monkeypatch.setattr(owner, "_cancel", and_one_comes_back)
+    assert jobs.cancel_batch(db, TENANT, batch_id) == 10
+    assert set(states(db, ids)) == {"cancelled"}
+    audit(db)
+
+
+def test_a_retry_in_a_batch_whose_cancellation_is_under_way_revives_no_other(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submit(db, 4)
+    batch_id = ids[0].rpartition("-")[0]
+    jobs.cancel_jobs(db, TENANT, ids[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.jobs.owner._cancel", lambda *_, **__: 0)
+        jobs.cancel_batch(db, TENANT, batch_id)  # and whoever does it dies after the mark
+    assert states(db, ids) == ["cancelled", *["queued"] * 3]
+
+    assert jobs.retry(db, TENANT, batch_id, ids[:1]) == 1
+
+    assert states(db, ids) == ["queued", *["cancelled"] * 3]
+    assert [taken.id for taken in claim(db, session(db))] == ids[:1]
+    audit(db)
+
+
+def test_the_backlog_of_a_batch_that_has_ended_is_swept_out_and_comes_back_with_a_retry(db: Database) -> None:
+    ended, running, delayed = submit(db), submit(db), submit(db)
+    who = session(db)
+    claim(db, who)
+    fail(db, who, ended[0], 1, retryable=False)
+    fail(db, who, delayed[0], 1)
+    assert jobs.sweep_backlog(db) == 1
+    assert jobs.sweep_backlog(db) == 0
+    with db.read() as connection:
+        left = set(connection.scalars(select(backlog.c.batch_id)))
+    assert left == {id_.rpartition("-")[0] for id_ in (*running, *delayed)}
+    audit(db)
+    assert jobs.retry(db, TENANT, ended[0].rpartition("-")[0]) == 1
+    audit(db)
+    assert [taken.id for taken in claim(db, who)] == ended
+
+
 # --- all of it, in any order ---
 
 
@@ -840,6 +1005,7 @@ class Anything:
         jobs.release_due(self._db)
         jobs.expire(self._db)
         jobs.finish_cancelled(self._db)
+        jobs.sweep_backlog(self._db)
 
     def finish(self) -> None:
         """Whatever happened, an honest worker can still end every job."""

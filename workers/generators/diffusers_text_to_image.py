@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,6 +115,7 @@ class DiffusersTextToImage(Generator):
         # A pipeline made of several keeps a scheduler in each: those stay as they are.
         self._scheduler: Any = None if hasattr(pipe, "decoder_pipe") else getattr(pipe, "scheduler", None)
         self._windows = ClipWindows.of(pipe, self._accepts)
+        self._own_defaults = _own_defaults(files)
         #: most pictures at a time, as the engine last said
         self._limit: int | None = None
 
@@ -223,6 +225,8 @@ class DiffusersTextToImage(Generator):
         return self._default("guidance_scale") if params.guidance_scale is None else params.guidance_scale
 
     def _default(self, name: str) -> float | None:
+        if name in self._own_defaults and name in self._accepts:
+            return self._own_defaults[name]
         default = getattr(self._accepts.get(name), "default", None)
         return float(default) if isinstance(default, (int, float)) else None
 
@@ -263,9 +267,11 @@ class DiffusersTextToImage(Generator):
 
         call: dict[str, Any] = {
             name: value
-            for name in ("width", "height", "num_inference_steps", "guidance_scale")
+            for name in ("width", "height", "num_inference_steps")
             if (value := getattr(params, name)) is not None
         }
+        if params.guidance_scale is not None or "guidance_scale" in self._own_defaults:
+            call["guidance_scale"] = self._guidance(params)
         call |= self._prompts(pictures)
         if "callback_on_step_end" in self._accepts:
             call["callback_on_step_end"] = on_step
@@ -342,6 +348,27 @@ def _replaceable(scheduler: Any) -> bool:
     """Whether any of `SCHEDULERS` can stand for it: all of one family, which a model of rectified flow is not."""
     family = {*(each.name for each in KarrasDiffusionSchedulers), "LCMScheduler"}
     return type(scheduler).__name__ in family and scheduler.config.get("prediction_type") != "flow_prediction"
+
+
+def _own_defaults(files: ModelFiles) -> dict[str, float]:
+    """What a model's folder recommends where a job says nothing: `guidance_scale` in `generation_defaults.json`.
+
+    Small and distilled models want another guidance than the one that their pipeline's class was written for.
+    """
+    try:
+        found = json.loads((files.folder / "generation_defaults.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelRejected(
+            "model_not_a_model", f"{files.ref}: generation_defaults.json cannot be read: {error}"
+        ) from None
+    scale = found.get("guidance_scale") if isinstance(found, dict) else None
+    if set(found) != {"guidance_scale"} or isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0:
+        raise ModelRejected(
+            "model_not_a_model", f'{files.ref}: generation_defaults.json must be like {{"guidance_scale": 4}}'
+        )
+    return {"guidance_scale": float(scale)}
 
 
 def _why_not(config: Mapping[str, Any]) -> str | None:
