@@ -67,6 +67,7 @@ class Keeper:
             self._slow_round_at = time.monotonic() + SLOW_ROUND_S
             jobs.finish_cancelled(self._db)
             jobs.abandon_silent_batches(self._db)
+            jobs.sweep_backlog(self._db)
 
     def _say(self, name: str, trouble: str | None) -> None:
         before = self._trouble.get(name)

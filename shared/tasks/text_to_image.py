@@ -29,7 +29,7 @@ class TextToImageParams(Params):
     num_inference_steps: Annotated[int, Field(ge=1, le=1000, description="denoising steps")] = 30
     guidance_scale: Annotated[
         float | None,
-        Field(ge=0, le=50, description="how closely to follow the prompt; by default the model's own, else its pipeline's"),
+        Field(ge=0, le=50, description="how closely to follow the prompt; by default what suits the model"),
     ] = None
     num_images: Annotated[int, Field(ge=1, le=64, description="pictures per job; the i-th uses seed + i")] = 1
     scheduler: Annotated[
