@@ -18,9 +18,10 @@ from sqlalchemy import func, select
 from producer.gateway import DirectGateway
 from shared.database import Database
 from shared.errors import AigcError, Unavailable
+from shared.jobs import nothing_stored_yet
 from shared.queue import Queue
 from shared.settings import Settings, without_password
-from shared.storage import open_storage
+from shared.storage import FOLDER_MISSING, open_storage
 from shared.tables import backlog, batches
 
 #: free bytes under which a folder storage or a SQLite file is in danger
@@ -59,7 +60,7 @@ def _profile(settings: Settings) -> Check:
 
 def _data_folder(settings: Settings) -> Iterator[Check]:
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.make_data_dir()
         probe = settings.data_dir / ".doctor"
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
@@ -117,9 +118,25 @@ def _redis(settings: Settings) -> Iterator[Check]:
     yield _answering("redis", look)
 
 
+def _nothing_stored_yet(settings: Settings) -> bool | None:
+    """None where the database cannot say: its own check tells."""
+    try:
+        database = Database(settings)
+        database.prepare()
+        return nothing_stored_yet(database)
+    except AigcError:
+        return None
+
+
 def _storage(settings: Settings) -> Iterator[Check]:
     def look() -> Check:
-        storage = open_storage(settings)
+        fresh = _nothing_stored_yet(settings)
+        try:
+            storage = open_storage(settings, create=bool(fresh))
+        except Unavailable as error:
+            if fresh is None and error.reason == FOLDER_MISSING:
+                return Check("storage", True, f"{error.address}: not there; whether it has to be, the database knows")
+            raise
         storage.check()
         return Check("storage", True, f"{storage.url}: written, read and deleted a probe")
 
@@ -159,9 +176,9 @@ def _workers(settings: Settings) -> Iterator[Check]:
         for model, reason in (worker.condition.get("set_aside") or {}).items():
             yield Check(
                 f"worker {worker.worker}",
-                False,
-                f"could not load {model}: {reason}",
-                "correct the model's name or its files",
+                True,  # a job that names a wrong model is its submitter's affair
+                f"could not load {model} lately: {reason}",
+                "correct the model's name or its files, if it should be there",
             )
 
 

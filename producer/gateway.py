@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
 
-from sqlalchemy import Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
 
 from producer.records import ArtifactRecord, BatchRecord, ErrorSum, EventRecord, JobRecord, WorkerRecord
 from producer.spool import Spool
@@ -16,7 +16,7 @@ from producer.why import why
 from shared import jobs as transitions
 from shared.counters import RATE_WINDOW_S
 from shared.database import Database, now
-from shared.errors import NotFound
+from shared.errors import NotFound, RequestError
 from shared.ids import batch_of
 from shared.queue import Queue
 from shared.settings import Settings
@@ -110,7 +110,7 @@ class DirectGateway:
     @cached_property
     def storage(self) -> Storage:
         """Where the artifacts lie."""
-        return open_storage(self.settings)
+        return open_storage(self.settings, create=False)
 
     def submit(
         self, spool: Spool, *, batch_id: str, name: str | None, idempotency_key: str | None, expires_s: float | None
@@ -122,25 +122,40 @@ class DirectGateway:
         )  # fmt: skip
 
     def batch(self, reference: str) -> BatchRecord:
-        """By id, beginning of an id, or name."""
+        """By id, name, or beginning of an id. What is a job's id is never taken for a batch's name."""
+        if not _storable(reference):
+            raise NotFound(f"there is no batch {reference!r}")
         with self.db.read() as connection:
-            for condition in (
-                ()
-                if not _storable(reference)
-                else (
-                    batches.c.id == reference,
-                    batches.c.name == reference,
-                    batches.c.id.startswith(reference, autoescape=True) if len(reference) >= 4 else None,
-                )
-            ):
-                if condition is None:
-                    continue
-                row = connection.execute(
-                    self._batch_rows().where(condition).order_by(batches.c.created_at.desc()).limit(1)
-                ).first()
-                if row is not None:
-                    return _batch_record(row, _errors(connection, row.id))
-        raise NotFound(f"there is no batch {reference!r}: `aigc list` shows what there is")
+            row = self._first_batch(connection, batches.c.id == reference)
+            if row is None and not self._is_a_job(connection, reference):
+                row = self._first_batch(connection, batches.c.name == reference)
+                if row is None and len(reference) >= 4:
+                    row = self._only_batch(connection, reference)
+            if row is None:
+                raise NotFound(f"there is no batch {reference!r}: `aigc list` shows what there is")
+            return _batch_record(row, _errors(connection, row.id))
+
+    def _first_batch(self, connection: Connection, condition: ColumnElement[bool]) -> Row[Any] | None:
+        return connection.execute(
+            self._batch_rows().where(condition).order_by(batches.c.created_at.desc()).limit(1)
+        ).first()
+
+    def _only_batch(self, connection: Connection, beginning: str) -> Row[Any] | None:
+        """The batch whose id begins so; raises `RequestError` if that is said of several."""
+        rows = connection.execute(
+            self._batch_rows()
+            .where(batches.c.id.startswith(beginning, autoescape=True))
+            .order_by(batches.c.id)
+            .limit(6)
+        ).all()
+        if len(rows) > 1:
+            names = ", ".join(row.id for row in rows[:5])
+            raise RequestError(f"{beginning!r} is the beginning of several batches ({names}, …): write more of it")
+        return rows[0] if rows else None
+
+    def _is_a_job(self, connection: Connection, reference: str) -> bool:
+        found = select(jobs.c.id).where(jobs.c.id == reference, jobs.c.tenant_id == self.settings.tenant)
+        return connection.scalar(found) is not None
 
     def batches(self, *, limit: int, before: tuple[float, str] | None = None) -> list[BatchRecord]:
         """Newest first; of those made at the same moment the id decides."""

@@ -27,7 +27,7 @@ MAX_MODEL = 500
 SURELY_SHALLOW = 100
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
-_NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 #: what pydantic adds to the path of a field, and no user has written
 _TAGS = re.compile(r"(function-|lax-|json-|literal\[).*|str|int|float|bool|list|dict|none")
 

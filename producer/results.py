@@ -70,14 +70,25 @@ def result_lines(gateway: Gateway, batch_id: str) -> Iterator[dict[str, Any]]:
     """One dict per job in the order of the input, in the shape of a line of `results.jsonl`; nothing is written.
 
     Texts and small JSON are inline: `text` (with `texts` if the job has several) or `data` (`datas`); media stand under
-    `artifacts` without a path. Raises `NotFound`, `Unavailable` and `DamagedOutput`.
+    `artifacts` without a path. Raises `NotFound` and `Unavailable`, and `DamagedOutput` after the last line if some
+    outputs could not be had: the line of such a job says so under `problem` of the artifact.
     """
+    damaged = _Damaged()
     contents = Contents(gateway)
     for page in _pages(gateway, batch_id):
         contents.expect(page)
         for job in page:
-            inline = [(a, contents.read(job, a)) for a in outputs(job) if inline_as(a)]
-            yield _line(job, inline, {}, {})
+            inline: list[tuple[ArtifactRecord, bytes]] = []
+            problems: dict[int, str] = {}
+            for artifact in outputs(job):
+                if inline_as(artifact):
+                    try:
+                        inline.append((artifact, contents.read(job, artifact)))
+                    except DamagedOutput as error:
+                        problems[artifact.id] = damaged.note(error)
+            yield _line(job, inline, {}, problems)
+    if damaged.count:
+        raise DamagedOutput(damaged.told("every other line is whole"))
 
 
 def download(
@@ -110,6 +121,28 @@ def download(
     return _Download(gateway, batch, out, text_files=text_files, on_job=on_job, sheet=sheet).run(format)
 
 
+class _Damaged:
+    """Outputs that could not be had: how many, and what the first of them said."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def note(self, error: DamagedOutput) -> str:
+        """Count one; returns what it said."""
+        self.count += 1
+        if len(self._first) < 20:
+            self._first.append(str(error))
+        return str(error)
+
+    def told(self, otherwise: str) -> str:
+        more = self.count - len(self._first)
+        lines = "\n".join(self._first)
+        return f"{self.count} output(s) could not be had; {otherwise}:\n{lines}" + (
+            f"\n… and {more} more" if more else ""
+        )
+
+
 class _Download:
     """One run of `download`."""
 
@@ -127,8 +160,7 @@ class _Download:
         self._contents = Contents(gateway)
         self._stop = threading.Event()
         self._written = self._skipped = 0
-        self._damaged = 0
-        self._first_damage: list[str] = []
+        self._damaged = _Damaged()
 
     def run(self, format_: Literal["jsonl", "csv"]) -> Downloaded:
         with explained(self._out):
@@ -153,14 +185,8 @@ class _Download:
             folder=self._out, results=results, page=sheet, jobs=jobs, written=self._written, skipped=self._skipped,
             failed=failed, unfinished=unfinished,
         )  # fmt: skip
-        if self._damaged:
-            more = self._damaged - len(self._first_damage)
-            raise DamagedOutput(
-                f"{self._damaged} output(s) could not be had; everything else is in {self._out}:\n"
-                + "\n".join(self._first_damage)
-                + (f"\n… and {more} more" if more else ""),
-                done,
-            )
+        if self._damaged.count:
+            raise DamagedOutput(self._damaged.told(f"everything else is in {self._out}"), done)
         return done
 
     @contextmanager
@@ -193,10 +219,7 @@ class _Download:
                         continue
                     body = self._contents.read(job, artifact)
                 except DamagedOutput as error:
-                    problems[artifact.id] = str(error)
-                    self._damaged += 1
-                    if len(self._first_damage) < 20:
-                        self._first_damage.append(str(error))
+                    problems[artifact.id] = self._damaged.note(error)
                     continue
                 inline.append((artifact, body))
                 if self._text_files and inline_as(artifact) == "text":

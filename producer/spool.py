@@ -21,6 +21,7 @@ from producer.sources import Item
 from shared.errors import InvalidJobs, Problem, RequestError, Unavailable
 from shared.ids import job_id
 from shared.jobs import Lane
+from shared.settings import make_private
 
 #: problems kept in memory; all of them go to the report
 KEPT_PROBLEMS = 100
@@ -105,7 +106,8 @@ def fill_spool(
     Every problem is written to `report`, if there are any.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder.parent, folder):  # the data folder, and the spool in it
+            make_private(path)
         spool = Spool(tempfile.TemporaryFile("w+b", dir=folder, prefix="spool-"))  # noqa: SIM115 - the spool owns it
     except OSError as error:
         raise _unwritable(folder, error) from None

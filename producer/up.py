@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,7 @@ from producer.embedded_redis import EmbeddedRedis
 from shared.database import Database
 from shared.errors import RequestError, Unavailable
 from shared.keeper import Keeper
-from shared.settings import Settings
+from shared.settings import Settings, make_private
 
 log = logging.getLogger("aigc.up")
 
@@ -89,7 +90,7 @@ class Up:
             environment["AIGC_REDIS_URL"] = self._redis.url
         environment["AIGC_PARENT_PID"] = str(os.getpid())
         environment["AIGC_DATA_DIR"] = str(self._settings.data_dir)
-        with (self._settings.run_dir / "worker.log").open("ab") as output:
+        with _writing(self._settings), (self._settings.run_dir / "worker.log").open("ab") as output:
             self._workers = subprocess.Popen(
                 [sys.executable, "-m", "workers", "--devices", self._devices],
                 env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -128,7 +129,7 @@ class Up:
                     return
                 pause = min(pause * 2, 60.0) if time.monotonic() - since < 60 else 1.0
                 since = time.monotonic()
-                self._start_workers()
+                self._restart(self._start_workers)
 
     def _restart(self, start: Callable[[], None]) -> None:
         try:
@@ -152,26 +153,42 @@ class Up:
         """Leave word of our children for the `up` after one that was killed."""
         pids = [p.pid for p in (self._workers, self._redis.process if self._redis else None) if p is not None]
         noted = [[pid, psutil.Process(pid).create_time()] for pid in pids if psutil.pid_exists(pid)]
-        (self._settings.run_dir / "processes.json").write_text(json.dumps(noted), encoding="utf-8")
+        with _writing(self._settings):
+            (self._settings.run_dir / "processes.json").write_text(json.dumps(noted), encoding="utf-8")
+
+
+@contextmanager
+def _writing(settings: Settings) -> Iterator[None]:
+    """What the disk refuses, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        advice = "free some space there, or set AIGC_DATA_DIR elsewhere"
+        raise Unavailable(
+            "data folder", str(settings.data_dir), f"cannot be written: {error.strerror}", advice
+        ) from None
 
 
 def _lock(settings: Settings) -> IO[str]:
-    try:
-        settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _writing(settings):
+        settings.make_data_dir()
+        make_private(settings.run_dir)
         lock = (settings.run_dir / "up.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise Unavailable(
-            "data folder", str(settings.data_dir), f"cannot be written: {error.strerror}", "set AIGC_DATA_DIR elsewhere"
-        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         raise AlreadyRunning(running_pid(settings), settings.data_dir) from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(str(os.getpid()))
-    lock.flush()
+    try:
+        with _writing(settings):
+            lock.seek(0)
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
+    except BaseException:
+        with suppress(OSError):  # a full disk says so a second time
+            lock.close()
+        raise
     return lock
 
 

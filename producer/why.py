@@ -46,7 +46,8 @@ def _why_queued(db: Database, job: JobRecord, workers: Sequence[WorkerRecord]) -
     if not serving:
         others = f"; the {len(workers)} alive serve other queues" if workers else ""
         return f"No worker serves queue {job.queue!r}{others}: start one with `aigc up` or `aigc worker`."
-    set_aside = [reason for w in serving if (reason := (w.condition.get("set_aside") or {}).get(job.model or ""))]
+    key = f"{job.model} for {job.task}"
+    set_aside = [reason for worker in serving if (reason := (worker.condition.get("set_aside") or {}).get(key))]
     if len(set_aside) == len(serving):
         return f"Its model could not be loaded lately: {set_aside[0]}"
     troubled = [trouble for worker in serving if (trouble := worker.condition.get("storage"))]

@@ -61,6 +61,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         """Make no connection yet. Raises `RequestError` if the URL cannot be understood."""
+        self._settings = settings
         url = settings.sql_url
         #: where it is, fit to be shown
         self.address = without_password(url)
@@ -203,6 +204,8 @@ class Database:
         if self._path is None:
             return
         try:
+            if self._path.is_relative_to(self._settings.data_dir):
+                self._settings.make_data_dir()
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable(

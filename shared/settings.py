@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -88,7 +89,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+        try:
+            return path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("there is no home folder: set AIGC_DATA_DIR") from None
 
     @field_validator("models_allowed", "queues", mode="before")
     @classmethod
@@ -102,6 +106,10 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    def make_data_dir(self) -> None:
+        """Make the data folder where it is missing: prompts and outputs are for its owner alone. Raises `OSError`."""
+        make_private(self.data_dir)
 
     @property
     def run_dir(self) -> Path:
@@ -118,7 +126,7 @@ class Settings(BaseSettings):
         """The SQLAlchemy URL in force, password included: never print it, see `without_password`."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.data_dir / 'aigc.db'}"
+        return f"sqlite:///{quote(str(self.data_dir / 'aigc.db'), safe='/')}"
 
     @property
     def storage_url(self) -> str:
@@ -136,6 +144,11 @@ class Settings(BaseSettings):
             return None
         url = record.get("url") if isinstance(record, dict) else None
         return url if isinstance(url, str) else None
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for its owner alone; one that is there stays as it is. Raises `OSError`."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def load_settings(**overrides: object) -> Settings:

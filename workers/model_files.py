@@ -236,6 +236,7 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -264,6 +265,10 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
             raise ModelRejected("model_not_found", f"the hub refuses access to {repo}: {error}") from None
         if (cached := _cached(repo, revision)) is not None:
             return cached
+        if isinstance(error, OfflineModeIsEnabled):
+            raise ModelRejected(
+                "model_not_found", f"{ref} is not in this worker's cache, and it is not to ask the hub (HF_HUB_OFFLINE)"
+            ) from None
         raise JobFailed(
             "model_unreachable",
             f"the hub does not answer, and {ref} is not in this worker's cache: {type(error).__name__}: {error}",

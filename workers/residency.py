@@ -65,8 +65,11 @@ class Residency:
 
     @property
     def set_aside(self) -> dict[str, str]:
-        """Models that failed to load lately, and why."""
-        return {model: str(self._failures[task, model].error) for task, model in self._recent(passing_only=False)}
+        """Models that failed to load lately, as `model for task`, and why."""
+        return {
+            f"{model} for {task}": str(self._failures[task, model].error)
+            for task, model in self._recent(passing_only=False)
+        }
 
     @property
     def set_aside_for_now(self) -> set[tuple[str, str]]:

@@ -94,6 +94,8 @@ class Worker:
                 with self._busy:
                     self._show_itself()
             self.drain()
+            if self._session is not None:
+                self._session.say("set_aside", self._residency.set_aside or None)
 
     def ask_to_stop(self, within_s: float | None = None) -> None:
         """Claim nothing more; finish or give back what is held within so many seconds (default: the grace period)."""
@@ -117,7 +119,8 @@ class Worker:
     def _ready(self) -> tuple[Session, Finisher]:
         """A session that is ours, a storage that answered last time. Raises `AigcError` if one cannot be had."""
         if self._storage is None:
-            self._storage = open_storage(self._settings)  # afresh: a disk may have come back elsewhere
+            # afresh: a disk may have come back elsewhere
+            self._storage = open_storage(self._settings, create=jobs.nothing_stored_yet(self._db))
             self._storage.check()
         if self._session is None or self._finisher is None or self._session.lost or self._finisher.broken:
             self._end_session()
@@ -186,14 +189,14 @@ class Worker:
     def _run(self, session: Session, finisher: Finisher, claimed: Sequence[ClaimedJob]) -> None:
         """Take a window through its model; whatever ends it early, nothing of it stays in our hands."""
         reason = "the worker stopped, or the job was no longer wanted"
-        delay_s = 0.0
+        delay_s, code = 0.0, None
         try:
             resident = self._residency.get(claimed[0].task, claimed[0].model)
             session.say("models", sorted(self._residency.models))
             device = self._pinned() if resident.files else Device("cpu", "float32")
             Window(self._db, session, finisher, resident, device).run(claimed, self._settings.microbatch)
         except SetAside as error:
-            reason, delay_s = str(error), error.for_s
+            reason, delay_s, code = error.message, error.for_s, error.code
         except JobFailed as error:
             failures = [jobs.Failure(job.id, job.epoch, error.code, error.message, error.retryable) for job in claimed]
             jobs.fail(self._db, session.id, failures)
@@ -203,13 +206,19 @@ class Worker:
         finally:
             session.say("set_aside", self._residency.set_aside or None)
             finisher.flush()
-            self._give_back(session, session.held([job.id for job in claimed]), reason, delay_s=delay_s)
+            self._give_back(session, session.held([job.id for job in claimed]), reason, delay_s=delay_s, code=code)
 
     def _give_back(
-        self, session: Session, held: Sequence[tuple[str, int]], reason: str, *, delay_s: float = 0.0
+        self,
+        session: Session,
+        held: Sequence[tuple[str, int]],
+        reason: str,
+        *,
+        delay_s: float = 0.0,
+        code: str | None = None,
     ) -> None:
         if held and not session.lost:
-            jobs.give_back(self._db, session.id, held, reason, delay_s=delay_s)
+            jobs.give_back(self._db, session.id, held, reason, delay_s=delay_s, code=code)
         session.release(id_ for id_, _ in held)
 
     # --- trouble ---

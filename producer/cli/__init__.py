@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import Any
@@ -25,6 +26,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: a user's mistake gets a sentence and an exit status, a defect of ours its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can
     from producer.cli import looking, running, steering, submitting
 
     for module in (running, submitting, looking, steering):

@@ -69,7 +69,10 @@ def _overview(client: Client, *, json: bool) -> None:
     if not workers:
         show("no worker is alive: start one with `aigc up` or `aigc worker`")
     for worker in workers:
-        trouble = "; ".join(str(worker.condition[key]) for key in ("storage", "set_aside") if worker.condition.get(key))
+        set_aside = [
+            f"could not load {model}: {why}" for model, why in (worker.condition.get("set_aside") or {}).items()
+        ]
+        trouble = "; ".join([*([worker.condition["storage"]] if worker.condition.get("storage") else []), *set_aside])
         loaded = ", ".join(worker.condition.get("models", [])) or "no model loaded"
         show(
             f"worker {worker.worker} ({'+'.join(worker.queues)}): {worker.running} running, {loaded}"

@@ -64,6 +64,8 @@ def submit(
         raise RequestError("--out goes with --wait; or fetch the files later with `aigc results`")
     if dry_run and wait:
         raise RequestError("--dry-run stores nothing, so there is nothing to wait for: leave --wait out")
+    if out is not None:
+        _make(out)
     settings = load_settings()
     params = _assignments(set_ or [], task)
     defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
@@ -113,6 +115,14 @@ def _wait_and_answer(client: Client, batch: Batch, out: Path | None, answer: dic
     if json:
         show_json({**client.gateway.batch(batch.id).to_json(), **answer})
     raise typer.Exit(status)
+
+
+def _make(out: Path) -> None:
+    """The folder for the results, before hours are spent on them. Raises `RequestError`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--out {out}: this folder cannot be made: {error.strerror}") from None
 
 
 def _say_skipped(problems: list[Problem], count: int, report: Path) -> None:
@@ -170,7 +180,7 @@ def run(
     batch = client.submit(jobs, model=model, queue=queue)
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")
-    status = _wait_and_fetch(client, batch.id, out / batch.id, json=json)
+    status = _wait_and_fetch(client, batch.id, None, json=json)
     for result in batch.results():
         if json:
             show_json(result)
@@ -178,10 +188,14 @@ def run(
             show("\n\n".join(result.get("texts") or [result["text"]]))
         elif result.get("data") is not None:
             show_json(result["data"])
-    if not json:
-        for path in sorted((out / batch.id).iterdir()):
+    # The texts are told; only what is a file by nature becomes one, unless there is a page to look at.
+    media = any(a.media_type.startswith(("image/", "audio/", "video/")) for job in batch.jobs() for a in job.artifacts)
+    if media:
+        folder = batch.download(out / batch.id)
+        for path in sorted(folder.iterdir()) if not json else ():
             if path.suffix not in (".jsonl", ".html"):
                 show(str(path))
+        note(f"{folder}/index.html shows them")
     raise typer.Exit(status)
 
 
@@ -190,7 +204,7 @@ def _planned(task: str, assignments: list[str], vary: list[str], n: int) -> list
     params = _assignments(assignments, task)
     seed = params.pop("seed", None)
     if seed is not None and not isinstance(seed, int):
-        raise RequestError(f"seed: must be a whole number, got {seed!r}")
+        raise RequestError(f"seed: must be a whole number from 0, got {seed!r}")
     varied = [_varied(item, task) for item in vary]
     planned = []
     for values in product(*(choices for _, choices in varied)):
@@ -211,7 +225,7 @@ def _assignments(items: list[str], task: str | None) -> dict[str, Any]:
         if not separator or not name:
             raise RequestError(f"{item!r} must be written k=v, for example max_new_tokens=40")
         if name == "seed":
-            made[name] = int(value) if value.isdigit() else value
+            made[name] = int(value) if value.isascii() and value.isdigit() else value
             continue
         made[name] = from_text(task, name, value) if task else _as_json(value)
     return made

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     and_,
     case,
+    exists,
     insert,
     literal,
     null,
@@ -79,6 +80,12 @@ def intend(db: Database, session: str, tenant_id: str, keys: Sequence[str]) -> N
         connection.execute(statement.on_conflict_do_nothing(), [{"key": key} for key in keys])
 
     db.write(work, replayable=True)
+
+
+def nothing_stored_yet(db: Database) -> bool:
+    """Whether no object was ever stored: then a storage that is missing may be made."""
+    with db.read() as connection:
+        return not connection.scalar(select(exists(select(objects.c.key).where(objects.c.state == "stored"))))
 
 
 def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
@@ -183,11 +190,13 @@ def give_back(
     *,
     delay_s: float = 0.0,
     counted: bool = True,
+    code: str | None = None,
 ) -> set[str]:
     """T9: return jobs, as (id, epoch), without a charge; returns the ids that were ours.
 
     Those that are to be cancelled end here. Give-backs have a cap of their own, unless they are not `counted`: while a
-    part of the system is away, for however long, no job fails for it.
+    part of the system is away, for however long, no job fails for it. With a `code`, the reason is shown as the job's
+    error until it is done.
     """
     c = jobs.c
     too_often = and_(literal(counted), c.give_backs >= MAX_GIVE_BACKS)
@@ -199,8 +208,8 @@ def give_back(
             connection, held_by(session, held),
             state=case((c.cancel_requested, "cancelled"), (too_often, "failed"), else_="queued"),
             give_backs=c.give_backs + int(counted), available_at=now() + delay_s if delay_s > 0 else None,
-            error_code=case((too_often, "given_back_too_often"), else_=null()),
-            error_message=case((too_often, message), else_=null()),
+            error_code=case((too_often, "given_back_too_often"), else_=literal(code) if code else null()),
+            error_message=case((too_often, message), else_=literal(reason) if code else null()),
         )  # fmt: skip
         for target, ready in (("queued", int(delay_s <= 0)), ("failed", 0), ("cancelled", 0)):
             these = [row for row in rows if row.state == target]

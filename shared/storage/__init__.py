@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,6 +17,9 @@ from urllib.request import url2pathname
 
 from shared.errors import ObjectMissing, RequestError, Unavailable
 from shared.settings import Settings, without_password
+
+#: the reason of `Unavailable` where a folder is missing that was not to be made
+FOLDER_MISSING = "the folder is not there"
 
 _SEGMENT = r"[A-Za-z0-9._-]{1,255}"
 _KEY = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*")
@@ -106,8 +110,10 @@ class Storage(Protocol):
         ...
 
 
-def open_storage(settings: Settings) -> Storage:
-    """The storage that the settings name. A folder is made where it is missing; S3 is not spoken to yet.
+def open_storage(settings: Settings, *, create: bool = True) -> Storage:
+    """The storage that the settings name. A missing folder is made if `create`; S3 is not spoken to yet.
+
+    Where objects have been stored, a folder that is missing is a disk that is gone: open it without `create`.
 
     Raises `RequestError` if the address or the S3 settings make no sense, `Unavailable` if a folder cannot be
     used.
@@ -132,7 +138,11 @@ def open_storage(settings: Settings) -> Storage:
             raise RequestError(f"AIGC_STORE_URL: write file:///absolute/folder, with three slashes, not {shown!r}")
         from shared.storage.folder import FolderStorage
 
-        return FolderStorage(Path(url2pathname(parts.path)))
+        root = Path(url2pathname(parts.path))
+        if create and root.is_relative_to(settings.data_dir):
+            with suppress(OSError):  # the storage says why, in its words
+                settings.make_data_dir()
+        return FolderStorage(root, create=create)
     if parts.scheme == "s3":
         prefix = parts.path.strip("/")
         if not _BUCKET.fullmatch(parts.netloc):

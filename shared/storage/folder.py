@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from shared.errors import ObjectMissing, StorageFull, Unavailable
 from shared.storage import (
+    FOLDER_MISSING,
     ObjectInfo,
     StoredObject,
     checked_expiry,
@@ -38,14 +39,17 @@ _MOST_KEPT = 10_000
 
 
 class FolderStorage:
-    """Objects as files below `root`, which is made where it is missing."""
+    """Objects as files below `root`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """A missing `root` is made if `create`. Raises `Unavailable`."""
         self._root = root
         self._incoming = root / _INCOMING
         #: folders that are known to be on the disk: waiting for it is most of the cost of a `put`
         self._kept: set[Path] = set()
         try:
+            if not create:
+                self._refuse_if_missing()
             missing = [path for path in (self._incoming, *self._incoming.parents) if not path.exists()]
             self._incoming.mkdir(parents=True, exist_ok=True)
             for path in missing:
@@ -187,6 +191,13 @@ class FolderStorage:
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
+
+    def _refuse_if_missing(self) -> None:
+        try:
+            self._root.stat()
+        except FileNotFoundError:
+            advice = "Is its disk mounted? If it is to begin anew, make the folder"
+            raise Unavailable("storage", self.url, FOLDER_MISSING, advice) from None
 
     def _refuse_if_gone(self) -> None:
         """An unmounted disk must not look like an empty storage; `~incoming` tells them apart."""

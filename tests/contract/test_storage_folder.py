@@ -174,6 +174,16 @@ class TestFolder:
             with pytest.raises(Unavailable, match="mounted"):
                 call()
 
+    def test_a_folder_that_is_gone_is_not_made_anew_where_something_was_stored(self, tmp_path: Path) -> None:
+        settings = Settings(_env_file=None, data_dir=tmp_path / "data")
+        with pytest.raises(Unavailable, match=r"the folder is not there\. Is its disk mounted\?"):
+            open_storage(settings, create=False)
+        assert list(tmp_path.iterdir()) == []
+
+        put(open_storage(settings), "a")
+        assert read(open_storage(settings, create=False), "a") == b"content"
+        assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+
 
 @contextmanager
 def small_disk(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Callable[[], None]]]:

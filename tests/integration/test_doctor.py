@@ -282,21 +282,19 @@ def test_no_worker(sqlite_settings: Settings, redis_server: RedisServer) -> None
     assert failing(settings).keys() == {"workers"}, "its lease has lapsed"
 
 
-@pytest.mark.parametrize(
-    ("condition", "detail"),
-    [
-        ({"storage": "disk full"}, "cannot store results: disk full"),
-        ({"set_aside": {"m": "is no model"}}, "could not load m: is no model"),
-    ],
-    ids=["storage", "model"],
-)
-def test_a_worker_in_trouble(
-    sqlite_settings: Settings, redis_server: RedisServer, condition: dict[str, Any], detail: str
+def test_a_worker_that_cannot_store(sqlite_settings: Settings, redis_server: RedisServer) -> None:
+    settings = changed(sqlite_settings, redis_url=redis_server.url)
+    open_worker(settings, condition={"storage": "disk full"})
+    assert failing(settings)["worker host:cpu"].detail == "cannot store results: disk full"
+
+
+def test_a_model_that_nobody_can_load_is_told_and_no_fault_of_the_system(
+    sqlite_settings: Settings, redis_server: RedisServer
 ) -> None:
     settings = changed(sqlite_settings, redis_url=redis_server.url)
-    open_worker(settings, condition=condition)
-    told = failing(settings)
-    assert told["worker host:cpu"].detail == detail
+    open_worker(settings, condition={"set_aside": {"m for echo": "is no model"}})
+    assert failing(settings) == {}
+    assert "could not load m for echo lately: is no model" in [check.detail for check in examine(settings)]
 
 
 @pytest.mark.parametrize(("torch", "well"), [("2.13.0+cpu", False), ("2.13.0+cu128", True), (None, True)])

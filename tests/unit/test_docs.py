@@ -30,8 +30,6 @@ from shared.tasks.text_to_image import Scheduler
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "deploy" / "README.md", *DOCS.rglob("*.md")])
-#: files that others add: the picture comes from a run of the demo
-PICTURES = {"docs/contact-sheet.png"}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -69,7 +67,7 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
-        assert there.exists() or name_of(there) in PICTURES, target
+        assert there.exists(), target
         assert there.is_relative_to(ROOT), target
         if anchor:
             assert anchor in anchors(there), target
