@@ -285,7 +285,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts at the recommended settings")
     parser.add_argument("--drawings", type=int, default=600, help="drawings of the self-test")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=2.5)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument(
         "--more", type=int, default=50, help="prompts for each other setting, size and scheduler; 0 for none"
     )

@@ -111,7 +111,7 @@ MAX_TOKENS = 32
 #: Highest learning rate of the UNet.
 UNET_RATE = 1.5e-3
 #: Guidance scale that the model is used and measured with.
-GUIDANCE = 2.5
+GUIDANCE = 2.0
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
