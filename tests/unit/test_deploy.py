@@ -248,7 +248,8 @@ def test_gpus_are_asked_for_with_what_nvidia_smi_needs(services: dict[str, dict[
 
 
 def test_the_bucket_is_made_once_and_may_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    moto = pytest.importorskip("moto")
+    import moto
+
     make = runpy.run_path(str(DEPLOY / "make_bucket.py"))["make_bucket"]
     settings = Settings(
         _env_file=None, data_dir=tmp_path, store_url="s3://pictures/of/mine", s3_region="us-east-1",
