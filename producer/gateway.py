@@ -17,7 +17,7 @@ from shared import jobs as transitions
 from shared.counters import RATE_WINDOW_S
 from shared.database import Database, now
 from shared.errors import NotFound, RequestError
-from shared.ids import batch_of
+from shared.ids import batch_of, is_job_id
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -127,7 +127,7 @@ class DirectGateway:
             raise NotFound(f"there is no batch {reference!r}")
         with self.db.read() as connection:
             row = self._first_batch(connection, batches.c.id == reference)
-            if row is None and not self._is_a_job(connection, reference):
+            if row is None and not is_job_id(reference):
                 row = self._first_batch(connection, batches.c.name == reference)
                 if row is None and len(reference) >= 4:
                     row = self._only_batch(connection, reference)
@@ -152,10 +152,6 @@ class DirectGateway:
             names = ", ".join(row.id for row in rows[:5])
             raise RequestError(f"{beginning!r} is the beginning of several batches ({names}, …): write more of it")
         return rows[0] if rows else None
-
-    def _is_a_job(self, connection: Connection, reference: str) -> bool:
-        found = select(jobs.c.id).where(jobs.c.id == reference, jobs.c.tenant_id == self.settings.tenant)
-        return connection.scalar(found) is not None
 
     def batches(self, *, limit: int, before: tuple[float, str] | None = None) -> list[BatchRecord]:
         """Newest first; of those made at the same moment the id decides."""

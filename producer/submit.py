@@ -13,6 +13,7 @@ from producer.spool import Spool
 from shared import jobs
 from shared.database import CommitUnknown, Database
 from shared.errors import AigcError, RequestError, Unavailable
+from shared.ids import is_job_id
 from shared.jobs import NewBatch
 from shared.queue import Queue
 from shared.settings import Settings
@@ -72,6 +73,8 @@ def submit(
 
 
 def _require_sound(name: str | None, idempotency_key: str | None, expires_s: float | None) -> None:
+    if name is not None and is_job_id(name):
+        raise RequestError(f"the name {name!r} has the form of a job's id: choose another")
     for what, value in (("name", name), ("idempotency key", idempotency_key)):
         if value is not None and (not value.strip() or len(value) > MAX_NAME):
             raise RequestError(f"the {what} must have 1 to {MAX_NAME} characters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 
@@ -30,6 +31,11 @@ def new_session_id() -> str:
 def job_id(batch_id: str, line: int) -> str:
     """`<batch>-<line>`: a job is known by its batch and its line."""
     return f"{batch_id}-{line}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether this has the form of a job's id; no batch may be named so."""
+    return re.fullmatch(rf"b[{_DIGITS}]{{16}}-[0-9]+", text) is not None
 
 
 def batch_of(job: str) -> str:

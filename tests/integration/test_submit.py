@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -18,7 +19,7 @@ from servers import RedisServer, free_port
 from sqlalchemy import QueuePool, event, func, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from aigc import Batch, Client, NotAllowed, RequestError
+from aigc import Batch, Client, NotAllowed, NotFound, RequestError
 from producer.gateway import DirectGateway
 from shared import jobs as transitions
 from shared.database import CommitUnknown, Database, now
@@ -462,3 +463,17 @@ def test_a_hundred_thousand_lines_are_stored_in_little_memory(sqlite_settings: S
     told = json.loads(done.stdout)
     assert told["counts"] == 100_000
     assert told["grown"] < 150, f"it grew by {told['grown']} MB"
+
+
+def test_a_name_or_beginning_never_means_something_else_than_one_batch(settings: Settings) -> None:
+    client = Client(settings)
+    first, second = (client.submit([message], task="echo") for message in ("a", "b"))
+    shared = os.path.commonprefix([first.id, second.id])
+    assert len(shared) >= 4
+    with pytest.raises(RequestError, match=f"several batches .*{first.id}.*{second.id}"):
+        client.batch(shared)
+    assert client.batch(first.id[: len(shared) + 1]).id == first.id
+    with pytest.raises(RequestError, match="form of a job's id"):
+        client.submit(["c"], task="echo", name=f"{first.id}-1")
+    with pytest.raises(NotFound):
+        client.batch(f"{first.id}-1")
