@@ -31,6 +31,8 @@ from shared.settings import Settings, without_password
 
 T = TypeVar("T")
 
+#: seconds that a writer waits for another one on SQLite
+SQLITE_WAIT_S = 30.0
 #: a transaction is tried again this often after a deadlock, a busy lock or a lost connection
 TRIES = 6
 
@@ -314,20 +316,35 @@ def _sqlite(url: str) -> Engine:
         poolclass=NullPool,
         json_serializer=_json,
         hide_parameters=True,  # prompts are no matter for logs
-        connect_args={"timeout": 30.0, "check_same_thread": False},
+        connect_args={"timeout": SQLITE_WAIT_S, "check_same_thread": False},
     )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA busy_timeout=30000")
         cursor.close()
 
     return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL; SQLite does not wait by itself while another process that opened the new file does the same."""
+    deadline = time.monotonic() + SQLITE_WAIT_S
+    while True:
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _postgresql(url: str, settings: Settings) -> Engine:
