@@ -214,6 +214,8 @@ worker_sessions = Table(
     Column("versions", JSON, nullable=False),
     # what an operator should know now: models in memory, a full disk, a model set aside
     Column("condition", JSON, nullable=False),
+    # when an operator asked it to finish or give back what it holds, and to end
+    Column("drain_requested_at", Double),
     Index("ix_worker_sessions_open", "lease_expires_at", postgresql_where=_open, sqlite_where=_open),
 )
 
@@ -235,17 +237,22 @@ attempts = Table(
     Column("record", JSON),
 )
 
+_loose = text("state <> 'stored'")
+
 objects = Table(
     "objects",
     metadata,
     Column("key", String(512), primary_key=True),
     Column("tenant_id", String(64), nullable=False),
     Column("worker_session", String(64), nullable=False),
-    # `intended` before the upload, `stored` once an artifact refers to it
+    # `intended` before the upload, `stored` once an artifact refers to it, `dropped` when none does any more,
+    # `condemned` once a keeper has begun to delete it: from then on nothing may refer to it
     Column("state", String(16), nullable=False),
     Column("bytes", BigInteger),
     Column("created_at", Double, nullable=False),
     Index(None, "worker_session"),
+    # what a collector looks through: few at any time, however many are stored
+    Index("ix_objects_loose", "state", "created_at", postgresql_where=_loose, sqlite_where=_loose),
 )
 
 artifacts = Table(
@@ -285,4 +292,21 @@ events = Table(
     Column("at", Double, nullable=False),
     Index(None, "batch_id", "id"),
     sqlite_autoincrement=True,
+)
+
+paused_queues = Table(
+    "paused_queues",
+    metadata,
+    Column("queue", String(64), primary_key=True),
+    Column("paused_at", Double, nullable=False),
+    # in the operator's words
+    Column("reason", Text),
+)
+
+duties = Table(
+    "duties",
+    metadata,
+    # a duty of the keepers that one of them does at a time; `pulse`: any of them has reached this database
+    Column("name", String(32), primary_key=True),
+    Column("done_at", Double, nullable=False),
 )
