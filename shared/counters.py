@@ -49,6 +49,9 @@ def moved(
     """Book that these jobs went from one state to another.
 
     `ready` is +1 if they can now be claimed, -1 if they could before, else 0. `kind` names the event.
+
+    The counters of a batch are locked before its event is written, so that the ids of its events are handed out in
+    the order in which their transactions commit: who has read up to one of them has missed none.
     """
     if not rows:
         return
@@ -95,6 +98,9 @@ def _count(connection: Connection, batch_id: str, source: str, target: str, n: i
                 else_=c.window_started_at,
             ),
         }
+    if not values and connection.dialect.name != "sqlite":
+        # Changes nothing and locks the row; with SELECT … FOR UPDATE the table's lock would come too late for a repair.
+        values = {c.started_at: c.started_at}
     if values:
         connection.execute(update(batch_counters).where(c.batch_id == batch_id).values(values))
 

@@ -7,6 +7,7 @@ database says that trying again is right, and never after its COMMIT was sent (`
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import sqlite3
@@ -30,6 +31,8 @@ from shared.errors import RequestError, Unavailable
 from shared.settings import Settings, without_password
 
 T = TypeVar("T")
+
+log = logging.getLogger("aigc.database")
 
 #: seconds that a writer waits for another one on SQLite
 SQLITE_WAIT_S = 30.0
@@ -110,7 +113,9 @@ class Database:
                     return result
             except CommitUnknown as error:
                 unknown = error
-                if attempt == TRIES or not replayable:
+                again = replayable and attempt < TRIES
+                log.warning("the answer to a COMMIT was lost; %s", "reading back" if again else "nobody knows")
+                if not again:
                     raise
             except (DBAPIError, PoolTimeout) as error:
                 # A server that starts again refuses for a moment; what became of the COMMIT is worth the wait.

@@ -127,6 +127,7 @@ backlog = Table(
 _ready = text("state = 'queued' AND available_at IS NULL")
 _delayed = text("state = 'queued' AND available_at IS NOT NULL")
 _running = text("state = 'running'")
+_timed = text("state = 'running' AND deadline_at IS NOT NULL")
 _perishable = text("expires_at IS NOT NULL AND state IN ('waiting', 'queued')")
 
 jobs = Table(
@@ -171,6 +172,8 @@ jobs = Table(
     Column("claimed_at", Double),
     # when it entered the model: its deadline counts from here
     Column("entered_at", Double),
+    # when its time in the model is up, as its worker reckons; empty where it has no limit or has not begun
+    Column("deadline_at", Double),
     Column("finished_at", Double),
     # share of its steps that are done, 0..1
     Column("progress", Double),
@@ -189,6 +192,7 @@ jobs = Table(
     ),
     Index("ix_jobs_delayed", "available_at", postgresql_where=_delayed, sqlite_where=_delayed),
     Index("ix_jobs_running", "worker_session", postgresql_where=_running, sqlite_where=_running),
+    Index("ix_jobs_timed", "deadline_at", postgresql_where=_timed, sqlite_where=_timed),
     Index("ix_jobs_perishable", "expires_at", postgresql_where=_perishable, sqlite_where=_perishable),
 )
 

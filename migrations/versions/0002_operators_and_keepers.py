@@ -1,4 +1,4 @@
-"""what operators and keepers note: paused queues, drained workers, duties, loose objects
+"""what operators and keepers note: paused queues, drained workers, duties, loose objects, deadlines
 
 Revision ID: 0002
 Revises: 0001
@@ -15,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 _LOOSE = sa.text("state <> 'stored'")
+_TIMED = sa.text("state = 'running' AND deadline_at IS NOT NULL")
 
 
 def upgrade() -> None:
@@ -32,6 +33,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_duties")),
     )
     op.add_column("worker_sessions", sa.Column("drain_requested_at", sa.Double(), nullable=True))
+    op.add_column("jobs", sa.Column("deadline_at", sa.Double(), nullable=True))
+    op.create_index("ix_jobs_timed", "jobs", ["deadline_at"], postgresql_where=_TIMED, sqlite_where=_TIMED)
     op.create_index(
         "ix_objects_loose", "objects", ["state", "created_at"], postgresql_where=_LOOSE, sqlite_where=_LOOSE
     )
@@ -39,6 +42,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_index("ix_objects_loose", table_name="objects")
+    op.drop_index("ix_jobs_timed", table_name="jobs")
+    op.drop_column("jobs", "deadline_at")
     op.drop_column("worker_sessions", "drain_requested_at")
     op.drop_table("duties")
     op.drop_table("paused_queues")

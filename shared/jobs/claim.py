@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import (
     Connection,
-    exists,
     literal,
     or_,
     select,
@@ -19,7 +18,8 @@ from shared.counters import moved
 from shared.database import Database, now
 from shared.jobs.lease import SessionLost, is_open
 from shared.jobs.pieces import MOVED, held_by
-from shared.tables import backlog, batches, jobs, lanes
+from shared.operators import not_paused
+from shared.tables import backlog, batches, jobs, lanes, worker_sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,17 @@ class ClaimedJob:
 def claim(db: Database, *, session: str, lane_id: int, priority: int, limit: int, window_s: float) -> list[ClaimedJob]:
     """Take up to `limit` ready jobs of one lane and priority, oldest batch first, worth at most `window_s` seconds.
 
-    At least one job is taken if there is one. Raises `SessionLost` if the session was presumed dead.
+    At least one job is taken if there is one; none of a paused queue, and none by a worker that was asked to end.
+    Raises `SessionLost` if the session was presumed dead.
     """
 
     def work(connection: Connection) -> list[ClaimedJob]:
-        if not connection.scalar(select(exists().where(is_open(session)))):
+        ours = connection.execute(select(worker_sessions.c.drain_requested_at).where(is_open(session))).first()
+        if ours is None:
             raise SessionLost
+        lane = connection.execute(select(lanes).where(lanes.c.id == lane_id, not_paused(lanes.c.queue))).first()
+        if lane is None or ours.drain_requested_at is not None:
+            return []
         picked = _pick(connection, lane_id, priority, limit, window_s)
         if not picked:
             return []
@@ -59,14 +64,13 @@ def claim(db: Database, *, session: str, lane_id: int, priority: int, limit: int
             .where(c.id.in_(picked), c.state == "queued")
             .values(
                 state="running", epoch=c.epoch + 1, worker_session=session, claimed_at=now(),
-                entered_at=None, company=None, progress=None, available_at=None,
+                entered_at=None, company=None, progress=None, available_at=None, deadline_at=None,
             )
             .returning(
                 *MOVED, c.custom_id, c.params_json, c.seed, c.epoch, c.attempts, c.max_company, c.timeout_s, c.cost
             )
         ).all()  # fmt: skip
         moved(connection, rows, "queued", "running", "claimed", ready=-1, session=session)
-        lane = connection.execute(select(lanes).where(lanes.c.id == lane_id)).one()
         order = {id_: n for n, id_ in enumerate(picked)}
         return [
             ClaimedJob(

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
     and_,
     bindparam,
     literal,
@@ -36,6 +37,26 @@ class Held:
     cancel_requested: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job in the model is."""
+
+    #: share of its steps that are done, 0..1
+    share: float
+    #: seconds until its time is up, if it has a limit
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What the database says to a worker that shows a sign of life."""
+
+    #: the jobs that are still its own
+    held: Mapping[str, Held]
+    #: whether an operator wants it to end
+    drain: bool
+
+
 def open_session(db: Database, session: Mapping[str, Any], lease_s: float) -> None:
     """Begin a worker session; its lease runs from now."""
 
@@ -49,34 +70,37 @@ def open_session(db: Database, session: Mapping[str, Any], lease_s: float) -> No
 
 
 def renew(
-    db: Database, session: str, lease_s: float, condition: Mapping[str, Any], progress: Mapping[str, float]
-) -> dict[str, Held]:
+    db: Database, session: str, lease_s: float, condition: Mapping[str, Any], progress: Mapping[str, Progress]
+) -> Renewed:
     """Extend the lease, leave word of our condition and our jobs' progress; returns the jobs that still are ours.
 
     Raises `SessionLost` if the session was presumed dead.
     """
+    w, c = worker_sessions.c, jobs.c
 
-    def work(connection: Connection) -> dict[str, Held]:
+    def work(connection: Connection) -> Renewed:
         renewed = connection.execute(
             update(worker_sessions)
             .where(is_open(session))
             .values(lease_expires_at=now() + lease_s, condition=dict(condition))
-        )
-        if renewed.rowcount != 1:
+            .returning(w.drain_requested_at)
+        ).first()
+        if renewed is None:
             raise SessionLost
         if progress:
             connection.execute(
                 update(jobs)
-                .where(jobs.c.id == bindparam("job"), jobs.c.worker_session == session, jobs.c.state == "running")
-                .values(progress=bindparam("share")),
-                [{"job": id_, "share": share} for id_, share in sorted(progress.items())],
+                .where(c.id == bindparam("job"), c.worker_session == session, c.state == "running")
+                .values(progress=bindparam("share"), deadline_at=now() + bindparam("left_s", type_=Double)),
+                [{"job": id_, "share": p.share, "left_s": p.left_s} for id_, p in sorted(progress.items())],
             )
         rows = connection.execute(
-            select(jobs.c.id, jobs.c.epoch, jobs.c.cancel_requested).where(
-                jobs.c.worker_session == session, jobs.c.state == literal("running", literal_execute=True)
+            select(c.id, c.epoch, c.cancel_requested).where(
+                c.worker_session == session, c.state == literal("running", literal_execute=True)
             )
         )
-        return {row.id: Held(row.epoch, row.cancel_requested) for row in rows}
+        held = {row.id: Held(row.epoch, row.cancel_requested) for row in rows}
+        return Renewed(held, drain=renewed.drain_requested_at is not None)
 
     return db.write(work, replayable=True)
 

@@ -11,7 +11,6 @@ from sqlalchemy import (
     and_,
     case,
     exists,
-    insert,
     literal,
     null,
     select,
@@ -21,30 +20,15 @@ from sqlalchemy import (
 
 from shared.counters import moved, upsert
 from shared.database import Database, now
-from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, held_by, storable, take_back
+from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, fenced, held_by, storable, take_back
+from shared.jobs.publish import StoredArtifact, refer, supersede
 from shared.tables import (
-    artifacts,
     jobs,
     objects,
 )
 
 #: a job given back more often than this without a charge fails: something is wrong with its surroundings
 MAX_GIVE_BACKS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class StoredArtifact:
-    """A file of a job, where it lies: `bytes` from `start` of its object."""
-
-    object_key: str
-    object_bytes: int
-    role: str
-    position: int
-    start: int
-    bytes: int
-    media_type: str
-    sha256: str
-    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +84,14 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
         rows = connection.execute(
             update(jobs)
             .where(held_by(session, keys))
-            .values(state="succeeded", finished_at=now(), progress=1.0, error_code=None, error_message=None)
+            .values(
+                state="succeeded",
+                finished_at=now(),
+                progress=1.0,
+                deadline_at=None,
+                error_code=None,
+                error_message=None,
+            )
             .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at)
         ).all()
         standing = {row.id for row in rows}
@@ -117,7 +108,8 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
             )
         if not rows:
             return standing
-        _store_artifacts(connection, [(row.id, row.tenant_id, by_id[row.id].artifacts) for row in rows])
+        supersede(connection, [row.id for row in rows])
+        refer(connection, [(row.id, row.tenant_id, by_id[row.id].artifacts) for row in rows])
         end_attempts(
             connection,
             session,
@@ -128,24 +120,9 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
         moved(connection, rows, "running", "succeeded", "succeeded", session=session)
         return standing
 
-    return db.write(work, replayable=True)
-
-
-def _store_artifacts(connection: Connection, results: Sequence[tuple[str, str, Sequence[StoredArtifact]]]) -> None:
-    used = {item.object_key: item.object_bytes for _, _, items in results for item in items}
-    for key in sorted(used):
-        connection.execute(update(objects).where(objects.c.key == key).values(state="stored", bytes=used[key]))
-    rows = [
-        {
-            "tenant_id": tenant_id, "job_id": id_, "role": item.role, "position": item.position,
-            "object_key": item.object_key, "start": item.start, "bytes": item.bytes, "media_type": item.media_type,
-            "sha256": item.sha256, "facts": dict(item.facts),
-        }
-        for id_, tenant_id, items in results
-        for item in items
-    ]  # fmt: skip
-    if rows:
-        connection.execute(insert(artifacts), rows)
+    stands = db.write(work, replayable=True)
+    fenced("T5", session, by_id.keys() - stands)
+    return stands
 
 
 def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:

@@ -150,7 +150,9 @@ def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool],
     }
     if not before:
         return 0
-    connection.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
+    opened = update(batches).where(batches.c.id == batch_id, batches.c.state == "open").values(cancelled_at=None)
+    if connection.execute(opened).rowcount != 1:  # it was kept long enough, and is being deleted
+        raise NotFound(f"there is no batch {batch_id}")
     rows = connection.execute(
         update(jobs)
         .where(c.id.in_(list(before)), c.state.in_(states))

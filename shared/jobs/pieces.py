@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -26,6 +27,8 @@ from shared.tables import (
     attempts,
     jobs,
 )
+
+log = logging.getLogger("aigc.fence")
 
 #: rows per transaction where a transition covers very many
 CHUNK = 2000
@@ -53,6 +56,12 @@ def held_by(session: str, held: Sequence[tuple[str, int]]) -> ColumnElement[bool
     )
 
 
+def fenced(transition: str, session: str, ids: Collection[str]) -> None:
+    """Say that the guard held: a worker wanted to write to jobs that are not its own any more."""
+    if ids:
+        log.warning("fenced: %d job(s) of session %s had another owner (%s)", len(ids), session, transition)
+
+
 def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any) -> Sequence[Row[Any]]:
     """Running jobs leave their worker: the statement behind T6, T7 and T9."""
     state = values["state"]
@@ -60,7 +69,7 @@ def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any)
         update(jobs)
         .where(guard)
         .values(
-            worker_session=None, entered_at=None, company=None, progress=None,
+            worker_session=None, entered_at=None, company=None, progress=None, deadline_at=None,
             finished_at=case((state.in_(("failed", "cancelled")), now()), else_=null()), **values,
         )
         .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.available_at)

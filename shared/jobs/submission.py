@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Delete,
     and_,
     delete,
     exists,
@@ -23,13 +22,16 @@ from sqlalchemy import (
 from shared.counters import record, upsert
 from shared.database import Database, now
 from shared.errors import NotAllowed
-from shared.jobs.pieces import by_line
+from shared.jobs.pieces import CHUNK, by_line
 from shared.tables import (
+    artifacts,
     backlog,
     batch_counters,
     batches,
+    events,
     jobs,
     lanes,
+    objects,
     tenants,
 )
 
@@ -199,7 +201,7 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
 def abandon_batch(db: Database, batch_id: str) -> int:
     """Clear a batch away that never opened; returns how many (0 or 1)."""
     db.write(partial(_give_up, batch_id=batch_id), replayable=True)
-    return _clear_away(db, batch_id)
+    return clear_away(db, batch_id)
 
 
 def abandon_silent_batches(db: Database) -> int:
@@ -211,7 +213,7 @@ def abandon_silent_batches(db: Database) -> int:
         ).all()
     for id_ in ids:
         db.write(partial(_give_up, batch_id=id_, which=silent), replayable=True)
-    return sum(_clear_away(db, id_) for id_ in ids)
+    return sum(clear_away(db, id_) for id_ in ids)
 
 
 def _is_loading() -> ColumnElement[bool]:
@@ -228,14 +230,43 @@ def _give_up(connection: Connection, batch_id: str, which: ColumnElement[bool] |
     connection.execute(update(batches).where(guard).values(cancelled_at=now(), idempotency_key=None))
 
 
-def _clear_away(db: Database, batch_id: str) -> int:
-    """Remove a batch that was given up, its jobs first: a million of them are too many for one transaction."""
-    given_up = exists().where(_is_given_up(batch_id))
-    for ids in by_line(db, batch_id, given_up):
-        db.write(partial(_remove, statement=delete(jobs).where(jobs.c.id.in_(ids), given_up)), replayable=True)
+def clear_away(db: Database, batch_id: str) -> int:
+    """Remove a batch that was given up, its jobs first: a million of them are too many for one transaction.
+
+    Returns how many (0 or 1). Objects that only its artifacts referred to are the collector's from then on.
+    """
+    remove = partial(_remove, batch_id=batch_id)
+    for ids in by_line(db, batch_id, exists().where(_is_given_up(batch_id))):
+        db.write(partial(remove, ids=ids), replayable=True)
+    while db.write(partial(_remove_events, batch_id=batch_id), replayable=True) == CHUNK:
+        continue
     # What is left (nothing, as a rule) goes with it: ON DELETE CASCADE.
-    return db.write(partial(_remove, statement=delete(batches).where(_is_given_up(batch_id))), replayable=True)
+    return db.write(remove, replayable=True)
 
 
-def _remove(connection: Connection, statement: Delete) -> int:
-    return connection.execute(statement).rowcount
+def _remove(connection: Connection, *, batch_id: str, ids: Sequence[str] | None = None) -> int:
+    """These jobs with all that hangs on them, or without `ids` the batch itself; returns how many."""
+    # Whoever else clears it away waits: of an object that two chunks share, the second one must see what is left.
+    if connection.scalar(select(batches.c.id).where(_is_given_up(batch_id)).with_for_update()) is None:
+        return 0
+    if ids is None:
+        return connection.execute(delete(batches).where(batches.c.id == batch_id)).rowcount
+    drop_artifacts(connection, artifacts.c.job_id.in_(ids))
+    return connection.execute(delete(jobs).where(jobs.c.id.in_(ids), jobs.c.batch_id == batch_id)).rowcount
+
+
+def _remove_events(connection: Connection, *, batch_id: str) -> int:
+    if connection.scalar(select(batches.c.id).where(_is_given_up(batch_id)).with_for_update()) is None:
+        return 0
+    first = select(events.c.id).where(events.c.batch_id == batch_id).order_by(events.c.id).limit(CHUNK)
+    return connection.execute(delete(events).where(events.c.id.in_(first))).rowcount
+
+
+def drop_artifacts(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Delete artifacts; objects to which none refers any more are marked for the collector."""
+    a, o = artifacts.c, objects.c
+    keys = sorted(set(connection.scalars(delete(artifacts).where(which).returning(a.object_key))))
+    referred = exists(select(a.id).where(a.object_key == o.key))
+    for start in range(0, len(keys), CHUNK):
+        some = o.key.in_(keys[start : start + CHUNK])
+        connection.execute(update(objects).where(some, o.state == "stored", ~referred).values(state="dropped"))

@@ -422,7 +422,7 @@ def test_a_renewal_tells_what_is_still_ours_and_what_is_to_be_cancelled(db: Data
     claim(db, who)
     jobs.cancel_jobs(db, TENANT, [ids[1]])
     jobs.give_back(db, who, [(ids[2], 1)], "no time")
-    ours = jobs.renew(db, who, 60, {"models": ["m"]}, {ids[0]: 0.5, ids[2]: 0.9})
+    ours = jobs.renew(db, who, 60, {"models": ["m"]}, {ids[0]: jobs.Progress(0.5), ids[2]: jobs.Progress(0.9)}).held
     assert {id_: (known.epoch, known.cancel_requested) for id_, known in ours.items()} == {
         ids[0]: (1, False),
         ids[1]: (1, True),
@@ -642,7 +642,7 @@ def test_a_renewal_writes_all_progress_in_one_call_to_the_driver(db: Database) -
     who = session(db)
     claim(db, who)
     with listening(db) as said:
-        jobs.renew(db, who, 60, {}, dict.fromkeys(ids, 0.25))
+        jobs.renew(db, who, 60, {}, dict.fromkeys(ids, jobs.Progress(0.25)))
     assert len([statement for statement in said if statement.startswith("UPDATE jobs")]) == 1
     assert {job(db, id_).progress for id_ in ids} == {0.25}
 
@@ -975,7 +975,7 @@ class Anything:
     def _renew(self) -> None:
         who, mine = self._held()
         try:
-            jobs.renew(self._db, who, 600, {}, {id_: self._chance.random() * 0.9 for id_, _ in mine})
+            jobs.renew(self._db, who, 600, {}, {id_: jobs.Progress(self._chance.random() * 0.9) for id_, _ in mine})
         except SessionLost:
             self._sessions[self._sessions.index(who)] = session(self._db)
 
