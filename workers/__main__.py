@@ -14,11 +14,14 @@ import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from shared import jobs
 from shared.database import Database
-from shared.errors import AigcError, RequestError
+from shared.errors import AigcError, RequestError, Unavailable
 from shared.settings import Settings, load_settings
 from workers.devices import DeviceSlot, slots
 from workers.parent import orphaned
+from workers.pulse import Pulse
+from workers.watchdog import alive
 
 log = logging.getLogger("aigc.worker")
 
@@ -29,17 +32,24 @@ MAX_RESTART_S = 60.0
 
 @dataclass
 class _Kept:
-    """A Celery worker that is kept running on one device."""
+    """A Celery worker that is kept running on one device, until it ends in good order."""
 
     slot: DeviceSlot
+    #: how its child is, also after its death
+    pulse: Pulse = field(default_factory=Pulse.make)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = RESTART_S
     due: float = field(default_factory=time.monotonic)
+    #: it was told to end, by a drain or a signal of its own, and is not started again
+    ended: bool = False
 
 
 def main() -> int:
-    """Entry point. Exit status as everywhere: 2 the request is wrong, 3 a part does not answer."""
+    """Entry point. Returns once every worker has ended in good order.
+
+    Exit status as everywhere: 2 the request is wrong, 3 a part does not answer.
+    """
     parser = argparse.ArgumentParser(prog="aigc worker", description="run jobs on this machine's devices")
     parser.add_argument("--devices", default="all", help="all, cpu, or GPU indexes such as 0,2")
     parser.add_argument("--queues", default="", help="comma separated; default: gpu for GPUs, cpu for the CPU")
@@ -52,21 +62,22 @@ def main() -> int:
             raise RequestError('a worker needs torch: pip install "aigc[worker]"')
         if settings.broker_url is None:
             raise RequestError("no Redis: start `aigc up`, or set AIGC_REDIS_URL")
-        Database(settings).prepare()
+        db = Database(settings)
+        db.prepare()
         chosen = slots(arguments.devices, tuple(part for part in arguments.queues.split(",") if part))
     except AigcError as error:
         print(f"aigc worker: {error}", file=sys.stderr)  # noqa: T201 - the face of a command
         return error.exit_status
-    return _keep([_Kept(slot) for slot in chosen], settings)
+    return _keep([_Kept(slot) for slot in chosen], settings, db)
 
 
-def _keep(workers: list[_Kept], settings: Settings) -> int:
+def _keep(workers: list[_Kept], settings: Settings, db: Database) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    while not stop.is_set() and not orphaned(settings):
+    while not stop.is_set() and not orphaned(settings) and not all(worker.ended for worker in workers):
         for worker in workers:
-            _look_after(worker, settings)
+            _look_after(worker, settings, db)
         stop.wait(0.2)
     for worker in workers:
         if worker.process and worker.process.poll() is None:
@@ -75,13 +86,20 @@ def _keep(workers: list[_Kept], settings: Settings) -> int:
     for worker in workers:
         if worker.process:
             _wait_or_kill(worker.process, deadline)
+            _buried(worker, db, charged=False)
     return 0
 
 
-def _look_after(worker: _Kept, settings: Settings) -> None:
+def _look_after(worker: _Kept, settings: Settings, db: Database) -> None:
+    if worker.ended:
+        return
     if worker.process is not None:
         status = worker.process.poll()
         if status is None:
+            return
+        if status == 0:
+            worker.process, worker.ended = None, True
+            log.info("worker on %s ended in good order; it is not started again", worker.slot.name)
             return
         quick = time.monotonic() - worker.started < 10
         worker.pause = min(worker.pause * 2, MAX_RESTART_S) if quick else RESTART_S
@@ -89,11 +107,27 @@ def _look_after(worker: _Kept, settings: Settings) -> None:
             "worker on %s ended with status %s; starting it again in %g s", worker.slot.name, status, worker.pause
         )
         worker.process, worker.due = None, time.monotonic() + worker.pause
-    if time.monotonic() >= worker.due:
-        worker.process, worker.started = _start(worker.slot, settings), time.monotonic()
+    if time.monotonic() >= worker.due and _buried(worker, db):
+        worker.process, worker.started = _start(worker, settings), time.monotonic()
 
 
-def _start(slot: DeviceSlot, settings: Settings) -> subprocess.Popen[bytes]:
+def _buried(worker: _Kept, db: Database, *, charged: bool = True) -> bool:
+    """Take back what a worker held whose parent died with its child: nobody else would before the lease lapses."""
+    last = worker.pulse.read()
+    if not last.session or alive(last.pid):
+        return True
+    try:
+        jobs.bury(db, last.session, charged=charged)
+    except Unavailable as error:
+        log.error("the jobs of a dead worker could not be taken back yet: %s", error)
+    else:
+        worker.pulse.session("")
+        return True
+    return False
+
+
+def _start(worker: _Kept, settings: Settings) -> subprocess.Popen[bytes]:
+    slot = worker.slot
     queues = ",".join(slot.queues)
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": slot.visible,
@@ -102,6 +136,7 @@ def _start(slot: DeviceSlot, settings: Settings) -> subprocess.Popen[bytes]:
         "AIGC_WORKER_NAME": slot.name,
         "AIGC_GRACE_S": str(settings.grace_s),
         "AIGC_PARENT_PID": str(os.getpid()),
+        "AIGC_PULSE_FILE": str(worker.pulse.path),
     }
     name = f"{slot.name}@{socket.gethostname()}"
     command = [

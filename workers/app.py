@@ -1,7 +1,7 @@
 """The Celery application: `celery -A workers.app worker -Q gpu` starts a worker, and so does `aigc worker`.
 
 The parent process speaks to Redis and never imports torch; its one child, started by spawn, does the work. A segfault
-or an out-of-memory kill costs one child, and Celery starts another.
+or an out-of-memory kill costs one child, and Celery starts another; a child that is stuck is ended by the parent.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from billiard.pool import EX_RECYCLE
 from celery import signals
 
+from shared.database import Database
 from shared.queue import TASK_NAME, make_celery
 from shared.settings import load_settings
-from workers.parent import stop_when_orphaned
+from workers.parent import call_when_orphaned, stop_when_orphaned
+from workers.pulse import Pulse
 from workers.threads import set_thread_policy
+from workers.watchdog import Watchdog
 from workers.worker import Worker
 
 settings = load_settings()
@@ -26,8 +30,10 @@ app = make_celery(settings)
 set_thread_policy(settings)
 log = logging.getLogger("aigc.worker")
 
-#: in the parent: Celery's worker
+#: in the parent: Celery's worker, and what looks after the child
 _parent: Any = None
+_watchdog: Watchdog | None = None
+_pulse: Pulse | None = None
 #: in the child: ours
 _worker: Worker | None = None
 _ended = threading.Event()
@@ -48,23 +54,64 @@ def _set_up_logging(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+# --- in the parent ---
+
+
 @signals.celeryd_after_setup.connect
-def _know_the_parent(instance: Any, **_: Any) -> None:
-    """In the parent, before its child starts: the child learns its queues through the environment."""
-    global _parent  # noqa: PLW0603 - one worker per process is the design
-    _parent = instance
+def _look_after_child(instance: Any, **_: Any) -> None:
+    """Before the child starts: it learns its queues and where its pulse is felt through the environment."""
+    global _parent, _watchdog, _pulse  # noqa: PLW0603 - one worker per process is the design
+    _parent, _pulse = instance, Pulse(settings.pulse_file) if settings.pulse_file else Pulse.make()
     os.environ["AIGC_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
+    os.environ["AIGC_PULSE_FILE"] = str(_pulse.path)
+    _watchdog = Watchdog(settings, Database(settings), _pulse, on_stopped=_leave)
+    _watchdog.start()
     stop_when_orphaned(settings)
+
+
+@signals.worker_shutting_down.connect
+def _tell_child(**_: Any) -> None:
+    """Celery waits for the child's running task without telling it, so we do; and we do not wait for ever."""
+    for pid in _parent.pool.info["processes"] if _parent is not None and _parent.pool is not None else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+    if _watchdog is not None:
+        grace = settings.grace_s
+        _watchdog.stop_within(grace - 1.0 if grace > 4 else grace * 0.75)
+
+
+@signals.worker_shutdown.connect
+def _clear_away(**_: Any) -> None:
+    if _pulse is not None:
+        _pulse.remove()
+
+
+def _leave() -> None:
+    """The child had to be ended, and what it held is back: nothing is left to wait for."""
+    _clear_away()
+    logging.shutdown()
+    os._exit(0)
+
+
+# --- in the child ---
 
 
 @signals.worker_process_init.connect
 def _start(**_: Any) -> None:
-    """In the child: listen for the parent's word, look into SQL at once and then now and then."""
+    """Listen for the parent's word, look into SQL at once and then now and then."""
     global _worker  # noqa: PLW0603 - one worker per process is the design
     own = load_settings()
     _set_up_logging()
-    _worker = Worker(own, device=own.worker_name or own.device, queues=own.queues or ("gpu",))
+    parent = os.getppid()
+    _worker = Worker(
+        own,
+        device=own.worker_name or own.device,
+        queues=own.queues or ("gpu",),
+        on_drain=lambda: os.kill(parent, signal.SIGTERM),
+    )
     signal.signal(signal.SIGUSR2, _asked_to_stop)
+    # Where the system does not do that by itself, as Linux does for Celery: leave the device to the next child.
+    call_when_orphaned(parent, lambda: os._exit(1))
     threading.Thread(target=_look_now_and_then, args=(_worker, own.idle_look_s), name="idle-look", daemon=True).start()
 
 
@@ -81,6 +128,14 @@ def _look_now_and_then(worker: Worker, every_s: float) -> None:
             log.exception("the idle look failed")
         if _ended.wait(every_s):
             return
+        if worker.worn_out and not worker.busy:
+            worker.close()
+            _exit(EX_RECYCLE)
+
+
+def _exit(status: int) -> None:
+    logging.shutdown()
+    os._exit(status)
 
 
 @signals.worker_process_shutdown.connect
@@ -89,11 +144,3 @@ def _stop(**_: Any) -> None:
     if _worker is not None:
         _worker.ask_to_stop()  # what a message began is over by now; what the idle look began may not be
         _worker.close()
-
-
-@signals.worker_shutting_down.connect
-def _tell_child(**_: Any) -> None:
-    """In the parent: Celery waits for the child's running task without telling it, so we do."""
-    for pid in _parent.pool.info["processes"] if _parent is not None else ():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR2)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from shared import jobs
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
-from shared.jobs import ClaimedJob, Failure, StoredArtifact, Success
+from shared.jobs import ClaimedJob, Failure, Publication, StoredArtifact, Success
 from shared.storage import Storage
 from workers.generators import Done, Failed, Outcome, Output
 from workers.session import Session
@@ -65,6 +65,15 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A preview, metric or checkpoint of a job that goes on."""
+
+    job: ClaimedJob
+    output: Output
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class _File:
     """An encoded output."""
 
@@ -95,8 +104,9 @@ class Finisher:
         self._on_trouble = on_trouble
         self._on_stored = on_stored
         self._retry_after_s = retry_after_s
-        self._waiting: queue.Queue[Finished | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[Finished | Published | None] = queue.Queue(MAX_WAITING)
         self._packs = itertools.count(1)
+        self._publications = itertools.count(1)
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
@@ -106,8 +116,11 @@ class Finisher:
         """Whether it has ended on an error that it does not know."""
         return self._broken is not None
 
-    def put(self, finished: Finished) -> None:
-        """Hand an outcome over; waits while too many are under way. Raises what broke the finisher, if anything did."""
+    def put(self, finished: Finished | Published) -> None:
+        """Hand an outcome or a publication over; waits while too many are under way.
+
+        Raises what broke the finisher, if anything did.
+        """
         while True:
             if self._broken is not None:
                 raise FinisherBroken from self._broken
@@ -133,11 +146,12 @@ class Finisher:
 
     def _run(self) -> None:
         while True:
-            group: list[Finished | None] = [self._waiting.get()]
+            group: list[Finished | Published | None] = [self._waiting.get()]
             while len(group) < GROUP and not self._waiting.empty():
                 group.append(self._waiting.get_nowait())
             try:
-                self._settle([item for item in group if item is not None])
+                self._publish([item for item in group if isinstance(item, Published)])
+                self._settle([item for item in group if isinstance(item, Finished)])
             except BaseException as error:  # noqa: BLE001 - kept, and raised again in the worker's own thread
                 self._broken = error
                 return
@@ -147,6 +161,31 @@ class Finisher:
             if None in group:
                 return
 
+    def _publish(self, group: Sequence[Published]) -> None:
+        """Store what jobs leave behind on their way, the newest of each place; what cannot be stored is dropped."""
+        newest = {(item.job.id, item.output.role, item.position): item for item in group}
+        for item in newest.values():
+            if not self._session.wanted(item.job.id):
+                continue
+            try:
+                self._publish_one(item)
+            except Unavailable as error:
+                if error.part == "storage":
+                    self._on_trouble(error)
+                log.warning("a %s of job %s was not stored: %s", item.output.role, item.job.id, error)
+            except Exception as defect:  # noqa: BLE001 - encoding is a part of the generator, and the job goes on
+                trace = "".join(traceback.format_exception(defect))
+                log.error("a %s of job %s could not be made:\n%s", item.output.role, item.job.id, trace)
+
+    def _publish_one(self, item: Published) -> None:
+        [file] = _encoded([item.output])
+        extension = _EXTENSIONS.get(item.output.media_type, "bin")
+        key = f"{self._folder(item.job)}/p{next(self._publications)}.{extension}"
+        jobs.intend(self._db, self._session.id, item.job.tenant_id, [key])
+        self._storage().put(key, file.body, media_type=item.output.media_type)
+        artifact = _artifact(key, len(file.body), item.position, 0, file)
+        jobs.publish(self._db, self._session.id, [Publication(item.job.id, item.job.epoch, artifact)])
+
     def _settle(self, group: Sequence[Finished]) -> None:
         group = [item for item in group if self._session.wanted(item.job.id) or isinstance(item.outcome, Done)]
         done: list[tuple[Finished, list[_File]]] = []
@@ -155,7 +194,7 @@ class Finisher:
             error = item.outcome.error if isinstance(item.outcome, Failed) else None
             if isinstance(item.outcome, Done):
                 try:
-                    done.append((item, _encoded(item.outcome)))
+                    done.append((item, _encoded(item.outcome.outputs)))
                 except Exception as defect:  # noqa: BLE001 - encoding is a part of the generator
                     log.error("an output could not be encoded:\n%s", "".join(traceback.format_exception(defect)))
                     error = JobFailed("encoding_failed", f"{type(defect).__name__}: {defect}", retryable=True)
@@ -228,9 +267,12 @@ class Finisher:
         return uploads, placed
 
     def _own_key(self, job: ClaimedJob, position: int, output: Output) -> str:
-        """Tenant, batch, job, epoch and session: what a zombie writes never lands on a winner's object."""
         extension = _EXTENSIONS.get(output.media_type, "bin")
-        return f"{job.tenant_id}/{job.batch_id}/{job.id}/{job.epoch}-{self._session.id}/{position}.{extension}"
+        return f"{self._folder(job)}/{position}.{extension}"
+
+    def _folder(self, job: ClaimedJob) -> str:
+        """Tenant, batch, job, epoch and session: what a zombie writes never lands on a winner's object."""
+        return f"{job.tenant_id}/{job.batch_id}/{job.id}/{job.epoch}-{self._session.id}"
 
     def _insist(self, transition: Callable[[], R]) -> R:
         """Try a transition until the database answers: finished work is not thrown away for a restart of PostgreSQL."""
@@ -246,9 +288,9 @@ class Finisher:
                 pause = min(pause * 2, 5.0)
 
 
-def _encoded(outcome: Done) -> list[_File]:
+def _encoded(outputs: Sequence[Output]) -> list[_File]:
     files = []
-    for output in outcome.outputs:
+    for output in outputs:
         json.dumps(dict(output.facts))  # what SQL cannot take is this job's failure, not its neighbours'
         if len(output.media_type) > MAX_MEDIA_TYPE:
             raise ValueError(f"media type {output.media_type[:40]}… is longer than {MAX_MEDIA_TYPE} characters")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from shared.database import Database, now
+from shared.operators import not_paused
 from shared.scheduling import Waiting
 from shared.tables import backlog, batches, lanes, worker_sessions
 
@@ -19,7 +20,7 @@ class Look:
     waiting: Sequence[Waiting]
     #: by the database, in seconds since 1970
     clock: float
-    #: workers that are alive, by the queue they serve
+    #: workers that are alive and were not asked to end, by the queue they serve
     workers: dict[str, int]
     #: queue of each lane
     queues: dict[int, str]
@@ -34,7 +35,7 @@ class Look:
 
 
 def look(db: Database, queues: Sequence[str]) -> Look:
-    """Ready jobs by lane and priority. Raises `Unavailable`."""
+    """Ready jobs by lane and priority, but for paused queues. Raises `Unavailable`."""
     ready = (
         select(
             backlog.c.lane_id,
@@ -47,11 +48,18 @@ def look(db: Database, queues: Sequence[str]) -> Look:
         )
         .join(lanes, lanes.c.id == backlog.c.lane_id)
         .join(batches, batches.c.id == backlog.c.batch_id)
-        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None), lanes.c.queue.in_(queues))
+        .where(
+            backlog.c.ready > 0,
+            batches.c.cancelled_at.is_(None),
+            lanes.c.queue.in_(queues),
+            not_paused(lanes.c.queue),
+        )
         .group_by(backlog.c.lane_id, lanes.c.queue, lanes.c.task, lanes.c.model, backlog.c.priority)
     )
     alive = select(worker_sessions.c.queues).where(
-        worker_sessions.c.ended_at.is_(None), worker_sessions.c.lease_expires_at > now()
+        worker_sessions.c.ended_at.is_(None),
+        worker_sessions.c.lease_expires_at > now(),
+        worker_sessions.c.drain_requested_at.is_(None),
     )
     with db.read() as connection:
         clock = float(connection.execute(select(now())).scalar_one())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from shared.settings import Settings
 
@@ -20,11 +21,16 @@ def orphaned(settings: Settings) -> bool:
 def stop_when_orphaned(settings: Settings) -> None:
     """Send ourselves SIGTERM once the process that started this one is gone."""
     if settings.parent_pid:
-        threading.Thread(target=_watch, args=(settings,), name="parent", daemon=True).start()
+        call_when_orphaned(settings.parent_pid, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def _watch(settings: Settings) -> None:
+def call_when_orphaned(parent_pid: int, then: Callable[[], None]) -> None:
+    """Call once, from a thread of its own, when this process has another parent than that one."""
+    threading.Thread(target=_watch, args=(parent_pid, then), name="parent", daemon=True).start()
+
+
+def _watch(parent_pid: int, then: Callable[[], None]) -> None:
     pause = threading.Event()
-    while not orphaned(settings):
+    while os.getppid() == parent_pid:
         pause.wait(LOOK_S)
-    os.kill(os.getpid(), signal.SIGTERM)
+    then()

@@ -38,6 +38,8 @@ class _Failure:
     error: JobFailed
     until: float
     pause_s: float
+    #: first of the failures without a success between them, in seconds since 1970
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,17 @@ class Residency:
         return {model for _, model in self._resident if model}
 
     @property
-    def set_aside(self) -> dict[str, str]:
-        """Models that failed to load lately, as `model for task`, and why."""
+    def set_aside(self) -> dict[str, dict[str, object]]:
+        """Models that failed to load lately, as `model for task`: why, since when, and when they are tried again."""
+        clock, wall = time.monotonic(), time.time()
         return {
-            f"{model} for {task}": str(self._failures[task, model].error)
+            f"{model} for {task}": {
+                "reason": str(failure.error),
+                "since": round(failure.since),
+                "again_at": round(wall + failure.until - clock),
+            }
             for task, model in self._recent(passing_only=False)
+            if (failure := self._failures[task, model])
         }
 
     @property
@@ -116,7 +124,7 @@ class Residency:
         pause_s = min(known.pause_s * 2, MAX_SET_ASIDE_S) if known else SET_ASIDE_S
         until = time.monotonic() + pause_s
         later = SetAside(error, pause_s) if error.retryable else error
-        self._failures[key] = _Failure(later, until, pause_s)
+        self._failures[key] = _Failure(later, until, pause_s, known.since if known else time.time())
         return error if charged else later
 
     def _load(self, task: str, model: str) -> Resident:

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,8 +18,9 @@ from shared import jobs
 from shared.database import Database
 from shared.errors import Unavailable
 from shared.ids import new_session_id
-from shared.jobs import SessionLost
+from shared.jobs import Progress, SessionLost
 from shared.settings import Settings
+from workers.pulse import Pulse
 
 log = logging.getLogger("aigc.worker")
 
@@ -27,6 +28,8 @@ log = logging.getLogger("aigc.worker")
 RENEWALS_PER_LEASE = 4
 #: seconds between two renewals while jobs run, so that their progress is seen
 PROGRESS_EVERY_S = 2.0
+#: most seconds between two renewals of an idle worker, so that it soon hears that it is to end
+IDLE_RENEWAL_S = 5.0
 
 _RECORDED = ("aigc", "torch", "transformers", "diffusers", "tokenizers", "safetensors", "celery")
 
@@ -42,16 +45,31 @@ class Unwanted(Exception):
 class Session:
     """The lease of this process, and the jobs that it holds under it."""
 
-    def __init__(self, settings: Settings, db: Database, *, device: str, queues: Sequence[str]) -> None:
-        """Raises `Unavailable` if the session cannot be opened."""
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        *,
+        device: str,
+        queues: Sequence[str],
+        pulse: Pulse,
+        on_drain: Callable[[], None],
+    ) -> None:
+        """`on_drain` is called once an operator wants this worker to end.
+
+        Raises `Unavailable` if the session cannot be opened.
+        """
         self.id = new_session_id()
+        self._pulse = pulse
+        self._on_drain = on_drain
+        self._draining = False
         self._db = db
         self._settings = settings
         self._guard = threading.Lock()
         self._held: dict[str, int] = {}
         self._unwanted: set[str] = set()
         self._strays: set[str] = set()
-        self._progress: dict[str, float] = {}
+        self._progress: dict[str, Progress] = {}
         self._condition: dict[str, Any] = {}
         self._ended = threading.Event()
         self._wake = threading.Event()
@@ -73,6 +91,7 @@ class Session:
             },
             settings.lease_s,
         )
+        pulse.session(self.id)
         self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self._thread.start()
 
@@ -106,15 +125,16 @@ class Session:
         with self._guard:
             return list(self._held.items())
 
-    def progressed(self, ids: Iterable[str], share: float) -> None:
-        """Note how far jobs are, 0..1; it is written with the next renewal."""
+    def progressed(self, progress: Mapping[str, Progress]) -> None:
+        """Note how far jobs are; it is written with the next renewal."""
         with self._guard:
-            for id_ in ids:
-                self._progress[id_] = share
+            self._progress.update(progress)
 
     def say(self, key: str, what: Any) -> None:
         """Leave word for operators, seen in `status` and `doctor`; None takes it back."""
         with self._guard:
+            if self._condition.get(key) == what:
+                return
             if what is None:
                 self._condition.pop(key, None)
             else:
@@ -153,12 +173,14 @@ class Session:
         self._wake.set()
         self._thread.join(timeout=10)
         if self.lost:
+            self._pulse.session("")
             return
         try:
             held = self.all_held()
             if held:
                 jobs.give_back(self._db, self.id, held, "the worker stopped")
             jobs.close_session(self._db, self.id)
+            self._pulse.session("")
         except Unavailable as error:
             log.warning("the session could not be closed, its lease will run out: %s", error)
 
@@ -168,7 +190,7 @@ class Session:
         lease = self._settings.lease_s
         while not self._ended.is_set():
             pause = lease / RENEWALS_PER_LEASE
-            self._wake.wait(min(pause, PROGRESS_EVERY_S) if self._held else pause)
+            self._wake.wait(min(pause, PROGRESS_EVERY_S if self._held else IDLE_RENEWAL_S))
             self._wake.clear()
             if self._ended.wait(min(0.2, pause / 4)):  # several wishes, one renewal
                 return
@@ -191,7 +213,8 @@ class Session:
             progress = {id_: self._progress[id_] for id_ in list(self._progress)}
             self._progress.clear()
             before = dict(self._held)
-        ours = jobs.renew(self._db, self.id, self._settings.lease_s, condition, progress)
+        renewed = jobs.renew(self._db, self.id, self._settings.lease_s, condition, progress)
+        ours = renewed.held
         with self._guard:
             for id_, epoch in before.items():
                 known = ours.get(id_)
@@ -200,6 +223,10 @@ class Session:
             self._unwanted &= set(self._held)
             strays = {id_ for id_ in ours if id_ not in before and id_ not in self._held}
         self._give_strays_back(strays, ours)
+        if renewed.drain and not self._draining:
+            self._draining = True
+            log.info("an operator wants this worker to end: nothing more is claimed")
+            self._on_drain()
 
     def _give_strays_back(self, strays: set[str], ours: Mapping[str, jobs.Held]) -> None:
         """Jobs that a claim gave us without our hearing of it (its answer was lost): twice seen, given back."""

@@ -9,53 +9,28 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from shared import jobs
-from shared.database import Database
 from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
 from shared.tasks import get_task
-from workers.finisher import Finished, Finisher, FinisherBroken
+from workers.checkpoints import with_checkpoints
+from workers.finisher import Finished, FinisherBroken
 from workers.generators import Device, Failed, Outcome, Work
+from workers.pinned import free_cached
 from workers.residency import Resident
-from workers.session import Session, Stopping, Unwanted
+from workers.session import Stopping, Unwanted
+from workers.steps import Steps, Surroundings
 
 log = logging.getLogger("aigc.worker")
 
 
-@dataclass(slots=True)
-class Steps:
-    """What a running generator sees of the engine: the port `Run`."""
-
-    session: Session
-    #: jobs of the microbatch that have no outcome yet
-    left: dict[str, Work]
-    #: seconds that each job may take in the model, if it has a limit
-    limits: Mapping[str, float | None]
-    #: when each job was first heard of
-    begun: dict[str, float] = field(default_factory=dict)
-    #: jobs that took too long
-    late: set[str] = field(default_factory=set)
-
-    def step(self, job_ids: Sequence[str], done: int, total: int) -> None:
-        """Note progress; raises if nothing of the microbatch is wanted any more."""
-        self.session.progressed(job_ids, min(1.0, done / max(1, total)))
-        clock = time.monotonic()
-        for id_ in job_ids:
-            begun = self.begun.setdefault(id_, clock)
-            limit = self.limits.get(id_)
-            if limit is not None and clock - begun > limit:
-                self.late.add(id_)
-        self.session.check([id_ for id_ in self.left if id_ not in self.late])
-
-    def wanted(self, job_id: str) -> bool:
-        """Whether an outcome of this job is of use."""
-        return job_id not in self.late and self.session.wanted(job_id)
+class DeviceBroken(Exception):
+    """The device does nothing more for this process, whatever is asked of it: only a new process helps."""
 
 
 class _Meter:
@@ -78,19 +53,19 @@ class _Meter:
 class Window:
     """The jobs of one claim, and the model that runs them."""
 
-    def __init__(self, db: Database, session: Session, finisher: Finisher, resident: Resident, device: Device) -> None:
+    def __init__(self, around: Surroundings, resident: Resident, device: Device) -> None:
         """`device` is where the model computes, for the record."""
-        self._db = db
-        self._session = session
-        self._finisher = finisher
+        self._around = around
+        self._session = around.session
         self._resident = resident
-        self._record: dict[str, Any] = {
+        self._device = device
+        self._maker: dict[str, Any] = {
             "generator": type(resident.generator).__qualname__,
             "generator_version": resident.generator.version,
-            "device": device.name,
         }
         if resident.files:
-            self._record |= {"model": resident.files.ref, "revision": resident.files.revision, "dtype": device.dtype}
+            self._maker |= {"model": resident.files.ref, "revision": resident.files.revision, "dtype": device.dtype}
+        self._record = {**self._maker, "device": device.name}
         self._by_id: dict[str, ClaimedJob] = {}
 
     def run(self, claimed: Sequence[ClaimedJob], microbatch: int) -> None:
@@ -123,22 +98,43 @@ class Window:
         cut: list[list[Work]] = []
         for company in sorted(by_company, reverse=True):
             try:
-                cut += self._resident.generator.cut(by_company[company], company)
+                for part in self._resident.generator.cut(by_company[company], company):
+                    cut += self._fitting(part)
             except Exception:
                 log.exception("%s cannot be cut into microbatches; each job runs alone", self._record["generator"])
                 cut += [[work] for work in by_company[company]]
         return cut
 
+    def _fitting(self, works: Sequence[Work]) -> list[list[Work]]:
+        """The same microbatch in parts that are known to fit into memory."""
+        most = self._around.ceilings.limit(self._kind(works), len(works))
+        return [list(works[start : start + most]) for start in range(0, len(works), most)]
+
+    def _kind(self, works: Sequence[Work]) -> Hashable:
+        """What decides, beside their number, how much memory these jobs take."""
+        try:
+            shape = self._resident.generator.shape(works)
+        except Exception:
+            log.exception("%s cannot tell the shape of a microbatch", self._record["generator"])
+            shape = ()
+        return (works[0].task, self._record.get("model"), shape)
+
     def _microbatch(self, works: Sequence[Work]) -> None:
-        ours = jobs.enter(self._db, self._session.id, self._session.held([work.job_id for work in works]), len(works))
+        around = self._around
+        if self._resident.generator.resumes:
+            works = with_checkpoints(works, around, self._maker)
+        held = self._session.held([work.job_id for work in works])
+        ours = jobs.enter(around.db, self._session.id, held, len(works))
         left = {work.job_id: work for work in works if work.job_id in ours and self._session.wanted(work.job_id)}
         if not left:
             return
         meter = _Meter(len(left))
-        steps = Steps(self._session, left, {id_: self._by_id[id_].timeout_s for id_ in left})
-        together = len(left)
+        steps = Steps(around, left, self._by_id, self._maker)
+        together = list(left.values())
+        broken: Exception | None = None
+        steps.begin()
         try:
-            for outcome in self._resident.generator.generate(list(left.values()), steps):
+            for outcome in self._resident.generator.generate(together, steps):
                 del left[outcome.job_id]
                 self._hand_over(outcome, meter.share())
         except Unwanted:
@@ -146,32 +142,54 @@ class Window:
         except (Stopping, SessionLost, Unavailable, FinisherBroken):
             raise
         except Exception as error:  # noqa: BLE001 - a generator's defect is the job's failure, with its traceback
-            self._broken(error, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
+            broken = error
+        finally:
+            around.pulse.rest()
+        if broken is None:
+            around.ceilings.fitted(self._kind(together), len(together))
+        else:
+            self._broken(broken, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
         for id_ in sorted(steps.late & set(left)):
             message = f"it was not done {self._by_id[id_].timeout_s:g} s after it began (timeout_s)"
             self._hand_over(Failed(id_, JobFailed("timed_out", message, retryable=True)), meter.share())
 
-    def _broken(self, error: Exception, rest: list[Work], together: int, meter: _Meter) -> None:
+    def _broken(self, error: Exception, rest: list[Work], together: Sequence[Work], meter: _Meter) -> None:
         """Nobody knows which job it was, unless there was but one."""
-        if together == 1:
+        if _device_is_broken(error):
+            raise DeviceBroken(str(error)) from error
+        if len(together) == 1:
             for work in rest:
                 self._hand_over(Failed(work.job_id, _explained(error)), meter.share())
             return
-        log.warning("a microbatch of %d failed (%s); trying the %d left in halves", together, error, len(rest))
+        log.warning("a microbatch of %d failed (%s); trying the %d left in halves", len(together), error, len(rest))
+        if _out_of_memory(error):
+            self._around.ceilings.ran_out(self._kind(together), len(together))
+        # The frames of the failure hold what it had in memory, and the halves need the room.
+        traceback.clear_frames(error.__traceback__)
+        free_cached(self._device.name)
         half = (len(rest) + 1) // 2
         for part in (rest[:half], rest[half:]):
             if part:
                 self._microbatch(part)
 
     def _hand_over(self, outcome: Outcome, device_s: float) -> None:
-        self._finisher.put(Finished(self._by_id[outcome.job_id], outcome, device_s, self._record))
+        self._around.finisher.put(Finished(self._by_id[outcome.job_id], outcome, device_s, self._record))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def _device_is_broken(error: Exception) -> bool:
+    """After an error of this kind CUDA refuses every call of the process (CUDA's "sticky" errors)."""
+    return str(error).startswith(("CUDA error:", "HIP error:")) and not _out_of_memory(error)
 
 
 def _explained(error: Exception) -> JobFailed:
     """A generator's exception as the end of an attempt; the traceback goes to the log."""
     if isinstance(error, JobFailed):
         return error
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if _out_of_memory(error):
         return JobFailed("out_of_memory", f"not even alone does this job fit into memory: {error}", retryable=True)
     log.error("a generator failed:\n%s", "".join(traceback.format_exception(error)))
     return JobFailed("generator_error", f"{type(error).__name__}: {error}", retryable=True)

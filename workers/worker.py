@@ -8,23 +8,31 @@ system ends no process: claims rest, for longer each time, until the part answer
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import psutil
 
 from shared import jobs
 from shared.database import Database
-from shared.errors import AigcError, JobFailed, RequestError, Unavailable
+from shared.errors import AigcError, JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
 from shared.scheduling import choose, window
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
+from workers.ceilings import Ceilings
 from workers.finisher import Finisher, FinisherBroken
 from workers.generators import Device
 from workers.look import look
+from workers.memory import Growth
+from workers.pinned import pinned_device
+from workers.pulse import Pulse
 from workers.residency import Residency, SetAside
 from workers.session import Session, Stopping
-from workers.window import Window
+from workers.steps import Surroundings
+from workers.window import DeviceBroken, Window
 
 log = logging.getLogger("aigc.worker")
 
@@ -36,14 +44,37 @@ WINDOW_S = 600.0
 EMPTY_CLAIMS = 3
 #: claims rest for at most so long after a part has failed again and again
 MAX_REST_S = 300.0
+#: exit status of a process whose device does nothing more for it
+DEVICE_BROKEN_STATUS = 70
 
 
 class Worker:
     """Runs the jobs of its queues on one device."""
 
-    def __init__(self, settings: Settings, *, device: str, queues: Sequence[str]) -> None:
-        """Connects to nothing yet: a part that is away when a worker starts is waited for like any other time."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        device: str,
+        queues: Sequence[str],
+        on_drain: Callable[[], None] | None = None,
+        abort: Callable[[int], None] = os._exit,
+    ) -> None:
+        """Connects to nothing yet: a part that is away when a worker starts is waited for like any other time.
+
+        `on_drain` is called when an operator wants this worker to end (default: it asks itself to stop); `abort` ends
+        the process at once, with a status, when nothing good can come of it any more.
+        """
         self._settings = settings
+        self._on_drain = on_drain or self.ask_to_stop
+        self._abort = abort
+        self._pulse = Pulse(settings.pulse_file) if settings.pulse_file else Pulse.private()
+        self._pulse.begin()
+        self._ceilings = Ceilings()
+        self._growth = Growth(settings.memory_growth_mb * 2**20)
+        self._unserved_since: float | None = None
+        #: whether this process should end in good order for a new one to take its place
+        self.worn_out = False
         self._device_label = device
         self._queues = list(queues)
         self._db = Database(settings)
@@ -51,6 +82,7 @@ class Worker:
         self._stop_within: float | None = None
         self._rest = _Rest(settings.idle_look_s)
         self._storage: Storage | None = None
+        self._storage_trouble = Unavailable("storage", settings.storage_url, "it was not opened yet")
         self._session: Session | None = None
         self._finisher: Finisher | None = None
         self._device: Device | None = None
@@ -68,10 +100,12 @@ class Worker:
         taken = 0
         with self._busy:
             empty = 0
-            while self._stop_within is None and not self._rest.going_on and empty < EMPTY_CLAIMS:
+            while not self._ending and not self._rest.going_on and empty < EMPTY_CLAIMS:
                 try:
-                    claimed = self._claim(*self._ready())
+                    session, finisher = self._ready()
+                    claimed = self._claim(session, finisher)
                     if claimed is None:
+                        session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
                         break
                     empty = 0 if claimed else empty + 1
                     taken += len(claimed)
@@ -82,6 +116,10 @@ class Worker:
                 except AigcError as error:
                     log.error("%s", error)
                     self._rest.begin()
+                except DeviceBroken as error:
+                    log.critical("the device is broken for this process, a new one is needed: %s", error)
+                    self._abort(DEVICE_BROKEN_STATUS)
+                    self.worn_out = True
                 except FinisherBroken:
                     log.exception("a defect of ours; what was in hand goes back, and this worker begins anew")
                     self._rest.begin()
@@ -89,11 +127,15 @@ class Worker:
 
     def idle_look(self) -> None:
         """Drain, unless that is going on already: finds work whose message was lost, and parts that are back."""
-        if not self._busy.locked() and self._stop_within is None:
+        if not self._busy.locked() and not self._ending:
             if self._session is None or self._session.lost:
                 with self._busy:
                     self._show_itself()
-            self.drain()
+            taken = 0
+            try:
+                taken = self.drain()
+            finally:
+                self._notice_if_stuck(taken)
             if self._session is not None:
                 self._session.say("set_aside", self._residency.set_aside or None)
 
@@ -103,6 +145,30 @@ class Worker:
         if self._session is not None:
             # The finisher and the parent need a moment of the grace period for themselves.
             self._session.ask_to_stop(max(0.0, grace - 2.0) if grace > 4 else grace / 2)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a drain is going on."""
+        return self._busy.locked()
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop_within is not None or self.worn_out
+
+    def _notice_if_stuck(self, taken: int) -> None:
+        """Whoever sees ready jobs and claims none, for minutes and for no reason that it knows of, needs a restart."""
+        try:
+            waits = bool(look(self._db, self._queues).without(self._residency.set_aside_for_now))
+        except Unavailable:
+            waits = False
+        if taken or not waits or self._rest.going_on:
+            self._unserved_since = None
+            return
+        clock = time.monotonic()
+        self._unserved_since = self._unserved_since or clock
+        if clock - self._unserved_since > self._settings.stuck_s:
+            log.critical("jobs are ready and none was claimed for %g s: this process ends", self._settings.stuck_s)
+            self.worn_out = True
 
     def close(self) -> None:
         """End the session in good order, after the drain that may be going on has used its grace."""
@@ -125,7 +191,14 @@ class Worker:
         if self._session is None or self._finisher is None or self._session.lost or self._finisher.broken:
             self._end_session()
             self._pinned()
-            self._session = Session(self._settings, self._db, device=self._device_label, queues=self._queues)
+            self._session = Session(
+                self._settings,
+                self._db,
+                device=self._device_label,
+                queues=self._queues,
+                pulse=self._pulse,
+                on_drain=self._on_drain,
+            )
             self._finisher = Finisher(
                 self._session,
                 self._db,
@@ -155,9 +228,10 @@ class Worker:
         self._finisher = self._session = None
 
     def _storage_in_force(self) -> Storage:
-        if self._storage is None:
-            raise Unavailable("storage", self._settings.storage_url, "it failed a moment ago")
-        return self._storage
+        storage, trouble = self._storage, self._storage_trouble
+        if storage is None:
+            raise Unavailable(trouble.part, trouble.address, trouble.reason, trouble.advice)
+        return storage
 
     def _pinned(self) -> Device:
         if self._device is None:
@@ -189,12 +263,13 @@ class Worker:
     def _run(self, session: Session, finisher: Finisher, claimed: Sequence[ClaimedJob]) -> None:
         """Take a window through its model; whatever ends it early, nothing of it stays in our hands."""
         reason = "the worker stopped, or the job was no longer wanted"
-        delay_s, code = 0.0, None
+        delay_s, code, counted = 0.0, None, True
         try:
             resident = self._residency.get(claimed[0].task, claimed[0].model)
             session.say("models", sorted(self._residency.models))
             device = self._pinned() if resident.files else Device("cpu", "float32")
-            Window(self._db, session, finisher, resident, device).run(claimed, self._settings.microbatch)
+            around = Surroundings(self._db, session, finisher, self._pulse, self._ceilings, self._storage_in_force)
+            Window(around, resident, device).run(claimed, self._settings.microbatch)
         except SetAside as error:
             reason, delay_s, code = error.message, error.for_s, error.code
         except JobFailed as error:
@@ -203,10 +278,25 @@ class Worker:
             session.release(job.id for job in claimed)
         except Stopping:
             log.info("stopping: giving back what is not finished")
+        except Unavailable as error:
+            reason, counted = str(error), False
+            raise
+        except DeviceBroken:
+            claimed = ()  # what is in the model stays in our hands: it goes the way of a crash, and is charged like one
+            raise
         finally:
             session.say("set_aside", self._residency.set_aside or None)
             finisher.flush()
-            self._give_back(session, session.held([job.id for job in claimed]), reason, delay_s=delay_s, code=code)
+            held = session.held([job.id for job in claimed])
+            self._give_back(session, held, reason, delay_s=delay_s, code=code, counted=counted)
+        self._notice_growth()
+
+    def _notice_growth(self) -> None:
+        models = self._residency.models
+        if self._growth.too_much(models, psutil.Process().memory_info().rss):
+            mb = self._settings.memory_growth_mb
+            log.error("memory grew by more than %d MB with the same models loaded: this process ends", mb)
+            self.worn_out = True
 
     def _give_back(
         self,
@@ -216,9 +306,10 @@ class Worker:
         *,
         delay_s: float = 0.0,
         code: str | None = None,
+        counted: bool = True,
     ) -> None:
         if held and not session.lost:
-            jobs.give_back(self._db, session.id, held, reason, delay_s=delay_s, code=code)
+            jobs.give_back(self._db, session.id, held, reason, delay_s=delay_s, code=code, counted=counted)
         session.release(id_ for id_, _ in held)
 
     # --- trouble ---
@@ -227,7 +318,7 @@ class Worker:
         """A part does not answer: say so, and claim nothing for a while."""
         log.error("%s; nothing is claimed for %.3g s", error, self._rest.begin())
         if error.part == "storage":
-            self._storage = None
+            self._storage_trouble, self._storage = error, None
             if self._session is not None:
                 self._session.say("storage", str(error))
 
@@ -259,19 +350,3 @@ class _Rest:
     def end(self) -> None:
         """Something went well."""
         self._until, self._next_s = 0.0, self._first_s
-
-
-def pinned_device(settings: Settings) -> Device:
-    """The device of this process. Imports torch; raises `RequestError` if CUDA was asked for and is not there."""
-    if settings.device == "cpu":
-        return Device("cpu", "float32")
-    import torch
-
-    if torch.cuda.is_available():
-        return Device("cuda:0", settings.dtype)
-    if settings.device == "cuda":
-        raise RequestError(
-            f"this worker was to compute on a GPU, and torch {torch.__version__} sees none: "
-            "install a CUDA build of torch, or start it with --devices cpu"
-        )
-    return Device("cpu", "float32")

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from aigc import Batch, Client
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
-from shared.jobs import reap, release_due
+from shared.jobs import bury, reap, release_due
 from shared.settings import Settings
 from shared.tables import artifacts, jobs, worker_sessions
 from workers import residency
@@ -123,6 +123,99 @@ def test_out_of_memory_halves_the_microbatch(client: Client, worker: Worker, scr
     batch = submitted(client, 32)
     worker.drain()
     assert batch.status().counts["succeeded"] == 32
+
+
+def test_what_ran_out_of_memory_is_remembered(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    def small_memory(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        if len(jobs) > 8:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(small_memory)
+    submitted(client, 32)
+    worker.drain()
+    again = submitted(client, 32)
+    scripted.met.clear()
+    worker.drain()
+
+    assert again.status().counts["succeeded"] == 32
+    assert [len(met) for met in scripted.met] == [8] * 4
+
+
+def test_a_broken_device_ends_the_process_and_costs_nobody_who_had_company(
+    client: Client, settings: Settings, scripted: type[Scripted]
+) -> None:
+    def broken(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        run.step([jobs[0].job_id], 1, 1)
+        yield Done(jobs[0].job_id, [Output("text/plain", b"made before")])
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    scripted.script = staticmethod(broken)
+    statuses: list[int] = []
+    dying = Worker(settings, device="cpu", queues=["cpu"], abort=statuses.append)
+    batch = submitted(client, 4)
+    dying.drain()
+    assert statuses == [70]
+    session = dying.session_id
+    assert session is not None
+    bury(Database(settings), session)  # as its parent does
+
+    ended = {job.custom_id: job for job in batch.jobs()}
+    assert ended["j0"].status == "succeeded"
+    assert [(ended[f"j{n}"].status, ended[f"j{n}"].attempt) for n in (1, 2, 3)] == [("queued", 0)] * 3
+    scripted.script = staticmethod(well)
+    fresh = Worker(settings, device="cpu", queues=["cpu"])
+    fresh.drain()
+    fresh.close()
+    assert batch.status().counts["succeeded"] == 4
+
+
+def test_a_worker_that_sees_ready_jobs_and_claims_none_wants_to_start_anew(
+    client: Client, settings: Settings, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = Worker(settings.model_copy(update={"stuck_s": 1.0}), device="cpu", queues=["cpu"])
+    stuck.idle_look()
+    monkeypatch.setattr("workers.worker.jobs.claim", lambda *_, **__: [])
+    submitted(client, 1)
+
+    def looked() -> bool:
+        stuck.idle_look()
+        return stuck.worn_out
+
+    begun = time.monotonic()
+    until(looked, within_s=10, what="it notices")
+    assert time.monotonic() - begun >= 1.0
+    stuck.close()
+
+
+def test_an_idle_worker_without_work_never_wants_to_start_anew(worker: Worker) -> None:
+    worker._settings = worker._settings.model_copy(update={"stuck_s": 1.0})
+    for _ in range(15):
+        worker.idle_look()
+        time.sleep(0.1)  # the time that passes is the matter here
+    assert not worker.worn_out
+
+
+def test_a_worker_that_gathers_memory_ends_between_two_windows(
+    client: Client, settings: Settings, scripted: type[Scripted]
+) -> None:
+    gathered: list[bytearray] = []
+
+    def leaking(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        gathered.append(bytearray(b"x" * (20 * 2**20)))
+        yield from well(jobs, run)
+
+    scripted.script = staticmethod(leaking)
+    small = settings.model_copy(update={"memory_growth_mb": 50, "microbatch": 1})
+    leaky = Worker(small, device="cpu", queues=["cpu"])
+    batch = submitted(client, 40)
+    leaky.drain()
+    assert leaky.worn_out
+    counts = batch.status().counts
+    assert counts["running"] == 0
+    assert 0 < counts["succeeded"] < 40
+    assert counts["succeeded"] + counts["queued"] == 40
+    leaky.close()
 
 
 def test_an_output_that_cannot_be_encoded_fails_its_own_job(

@@ -10,6 +10,8 @@ What a generator promises:
 * It calls `run.step(...)` between two steps of the model and lets what that raises pass through: this is how a
   cancelled or stopped job ends.
 * A job that cannot be done yields `Failed`; an exception fails the attempt of the whole microbatch.
+* A generator of long jobs may `run.publish` checkpoints. It says so by `resumes = True`, and then finds the newest one
+  of an earlier attempt in `Work.checkpoint`.
 
 A generator is found through the entry-point group `aigc.generators`, under the name `<task>.<kind of model>`, where the
 kind is what the model's own files say: `diffusers` (a `model_index.json`), `transformers` (a `config.json`), or `none`
@@ -19,7 +21,7 @@ for tasks without a model. Several may serve one pair (`<task>.<kind>.<anything>
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -54,6 +56,19 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What an earlier attempt at a job published to go on from: whole, and made by this generator and model."""
+
+    body: bytes
+    #: as the generator gave them
+    facts: Mapping[str, Any]
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.body
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One job as a generator sees it."""
 
@@ -65,6 +80,8 @@ class Work:
     seed: int
     #: custom id, for messages only
     custom_id: str = ""
+    #: where an earlier attempt got to; only for a generator that `resumes`
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,10 @@ Outcome = Done | Failed
 class Run(Protocol):
     """What the engine offers to a running microbatch."""
 
+    @property
+    def session(self) -> str:
+        """Id of the worker session that runs it."""
+
     def step(self, job_ids: Sequence[str], done: int, total: int) -> None:
         """Say that `done` of `total` steps are behind these jobs; call between two steps of the model.
 
@@ -112,12 +133,21 @@ class Run(Protocol):
     def wanted(self, job_id: str) -> bool:
         """Whether this job is still ours to do; work on an unwanted one may be dropped without an outcome."""
 
+    def publish(self, job_id: str, output: Output, *, position: int = 0) -> None:
+        """Store a `preview`, `metric` or `checkpoint` of a job that goes on, in place of the last one at `position`.
+
+        Encoded and stored off the device's thread. One that cannot be stored is dropped: the job is no worse off than
+        before. Raises `ValueError` for another role.
+        """
+
 
 class Generator(ABC):
     """A model in memory that turns jobs into outputs."""
 
-    #: raise it when outputs change for the same params and seed
+    #: raise it when outputs change for the same params and seed, or checkpoints are read differently
     version: ClassVar[int] = 1
+    #: whether it goes on from `Work.checkpoint`
+    resumes: ClassVar[bool] = False
 
     @classmethod
     def serves(cls, files: ModelFiles | None) -> bool:
@@ -132,6 +162,13 @@ class Generator(ABC):
     def cut(self, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
         """Cut jobs of one lane into microbatches of at most `limit`; those that must not meet go apart."""
         return [list(jobs[i : i + limit]) for i in range(0, len(jobs), limit)]
+
+    def shape(self, jobs: Sequence[Work]) -> Hashable:
+        """What decides, beside their number, how much memory a microbatch takes: a picture's size, say.
+
+        The engine remembers for each shape how many jobs fit.
+        """
+        return ()
 
     @abstractmethod
     def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
