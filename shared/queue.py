@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 
 from shared.database import Database
 from shared.errors import RequestError, Unavailable
+from shared.operators import not_paused
 from shared.settings import Settings, without_password
 from shared.tables import backlog, batches, jobs, lanes
 
@@ -71,7 +72,7 @@ class Queue:
         self.address = without_password(settings.broker_url) if settings.broker_url else None
 
     def ring(self, db: Database, queues: list[str] | None = None) -> int:
-        """Top every queue (or these) up with messages for its ready jobs; returns how many were sent.
+        """Top every queue (or these) up with messages for its ready jobs, but paused ones; returns how many were sent.
 
         Raises `Unavailable` if Redis does not answer; nothing is lost by that.
         """
@@ -97,6 +98,15 @@ class Queue:
         """How many messages wait in each queue. Raises `Unavailable`."""
         with self.answering() as client:
             return {queue: int(client.llen(self._settings.redis_prefix + queue)) for queue in queues}
+
+    def trouble(self) -> Unavailable | None:
+        """What keeps Redis from answering a ping; None if it answers."""
+        try:
+            with self.answering() as client:
+                client.ping()
+        except Unavailable as error:
+            return error
+        return None
 
     @contextmanager
     def answering(self) -> Iterator[Redis]:
@@ -133,7 +143,7 @@ def _ready(db: Database, queues: list[str] | None) -> list[tuple[str, int]]:
         select(lanes.c.queue, func.sum(backlog.c.ready))
         .join(lanes, lanes.c.id == backlog.c.lane_id)
         .join(batches, batches.c.id == backlog.c.batch_id)
-        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
+        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None), not_paused(lanes.c.queue))
         .group_by(lanes.c.queue)
     )
     if queues is not None:

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     idle_look_s: Annotated[float, Field(ge=0.2, le=600)] = 10.0
     #: seconds between two rounds of the keeper
     keeper_interval_s: Annotated[float, Field(ge=0.1, le=600)] = 2.0
+    #: days after which a batch that has ended is deleted with its outputs; empty = it is kept for ever
+    retention_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     #: most messages that wait in one queue; the keeper tops up
     queue_messages: Annotated[int, Field(ge=1, le=10_000)] = 64
     #: most jobs that run together on a device
@@ -80,6 +82,14 @@ class Settings(BaseSettings):
     worker_name: Annotated[str, Field(max_length=64)] = ""
     #: queues that this worker serves (comma separated); set by `aigc worker`, or by Celery's `-Q`
     queues: Annotated[tuple[str, ...], NoDecode] = ()
+    #: seconds that a model may take for one step before its worker is ended
+    stall_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    #: seconds that a worker may see ready jobs and claim none before it starts anew
+    stuck_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
+    #: megabytes that a worker may grow by, with the same models loaded, before it starts anew (0 = any)
+    memory_growth_mb: Annotated[int, Field(ge=0)] = 4096
+    #: where a worker's child tells its parent how it is; set by the parent
+    pulse_file: Path | None = None
     #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start
     parent_pid: Annotated[int, Field(ge=0)] = 0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -101,7 +111,8 @@ class Settings(BaseSettings):
 
     @field_validator(
         "database_url", "redis_url", "store_url", "s3_endpoint_url", "s3_public_endpoint_url", "s3_region",
-        "s3_access_key_id", "s3_secret_access_key", "s3_ca", "models_dir", mode="before",
+        "s3_access_key_id", "s3_secret_access_key", "s3_ca", "models_dir", "pulse_file", "retention_days",
+        mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:

@@ -105,6 +105,14 @@ class Storage(Protocol):
         """
         ...
 
+    def clear_unfinished(self, older_than_s: float) -> int:
+        """Remove what uploads have left behind that were begun longer ago and never came to an end; returns how many.
+
+        They are no objects, are not listed, and may take room. An upload that is cut off so fails as if its transfer
+        broke, so the age has to be beyond any upload's time. A store that cannot tell of them has none: 0.
+        """
+        ...
+
     def check(self) -> None:
         """Prove that writing, reading and deleting work, with one small object under `probe/`."""
         ...

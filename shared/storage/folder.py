@@ -55,7 +55,7 @@ class FolderStorage:
             for path in missing:
                 with suppress(PermissionError):  # a parent that we may use and not read
                     _sync_folder(path.parent)
-            self._drop_abandoned()
+            self._drop_abandoned(_ABANDONED_S)
         except OSError as error:
             raise self._explain(error) from error
 
@@ -138,6 +138,13 @@ class FolderStorage:
         except OSError as error:
             raise self._explain(error) from error
 
+    def clear_unfinished(self, older_than_s: float) -> int:
+        """See `Storage.clear_unfinished`: files in `~incoming` that nobody has written to for so long."""
+        try:
+            return self._drop_abandoned(older_than_s)
+        except OSError as error:
+            raise self._explain(error) from error
+
     def check(self) -> None:
         """See `Storage.check`."""
         prove(self, self.url)
@@ -185,12 +192,14 @@ class FolderStorage:
                 folder.mkdir()
                 self._kept.discard(folder)
 
-    def _drop_abandoned(self) -> None:
-        oldest = time.time() - _ABANDONED_S
+    def _drop_abandoned(self, older_than_s: float) -> int:
+        oldest, dropped = time.time() - older_than_s, 0
         for path in self._incoming.iterdir():
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
+                    dropped += 1
+        return dropped
 
     def _refuse_if_missing(self) -> None:
         try:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ from shared.storage import (
     prove,
 )
 from shared.storage.reader import RangeReader
-from shared.storage.s3_errors import code_of, explain
+from shared.storage.s3_errors import code_of, does_not_know, explain
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -87,7 +88,7 @@ class S3Storage:
         That the store holds what was sent is known from Content-MD5, which it checks, and from its ETag,
         which we check. Where an ETag is no MD5 (some stores and encrypted buckets), the object is read back.
         A crash in the middle of a large file leaves an unfinished upload, which is no object and is not
-        listed; a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) clears those.
+        listed; `clear_unfinished` removes it later.
         """
         checked_key(key)
         with _opened(source) as reader, self._told_as_unavailable():
@@ -154,10 +155,39 @@ class S3Storage:
                     if is_key(key):
                         yield ObjectInfo(key=key, bytes=entry["Size"], modified=entry["LastModified"].timestamp())
 
+    def clear_unfinished(self, older_than_s: float) -> int:
+        """See `Storage.clear_unfinished`: multipart uploads that were neither completed nor aborted.
+
+        Some stores list them only where the whole key is asked for (MinIO does); there a lifecycle rule of the bucket
+        (`AbortIncompleteMultipartUpload`) has to clear them.
+        """
+        oldest, cleared = time.time() - older_than_s, 0
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._under)
+        try:
+            with self._told_as_unavailable():
+                for page in pages:
+                    for upload in page.get("Uploads", ()):
+                        if upload["Key"].startswith(self._under) and upload["Initiated"].timestamp() < oldest:
+                            cleared += self._abort(upload["Key"], upload["UploadId"])
+        except Unavailable as error:
+            if isinstance(error.__cause__, ClientError) and does_not_know(error.__cause__):
+                return cleared
+            raise
+        return cleared
+
     def check(self) -> None:
         """See `Storage.check`; asks no more than twice, so that an answer comes soon."""
         hasty = S3Storage(self._settings, bucket=self._bucket, prefix=self._under.rstrip("/"), attempts=2)
         prove(hasty, self._address)
+
+    def _abort(self, name: str, upload: str) -> int:
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=name, UploadId=upload)
+        except ClientError as error:
+            if code_of(error) not in {"NoSuchUpload", "NoSuchKey", "404"}:  # it has ended by itself meanwhile
+                raise
+            return 0
+        return 1
 
     def _put_whole(self, key: str, content: bytes, media_type: str) -> StoredObject:
         md5 = _md5(content)

@@ -68,6 +68,11 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) or str(_status_of(error))
 
 
+def does_not_know(error: ClientError) -> bool:
+    """Whether the store has no such operation at all."""
+    return code_of(error) in {"NotImplemented", "MethodNotAllowed", "405", "501"} or _status_of(error) in {405, 501}
+
+
 def explain(error: Exception, *, address: str, bucket: str) -> Unavailable:
     """The error to raise for one of botocore or of the network. It repeats nothing that may hold a key."""
     if isinstance(error, ClientError):

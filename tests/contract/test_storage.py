@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from shared.errors import ObjectMissing
+from shared.errors import ObjectMissing, Unavailable
 from shared.storage import Storage, StoredObject, open_storage
 
 KINDS = ["settings_for_folder", pytest.param("settings_for_s3", marks=pytest.mark.s3)]
@@ -187,6 +188,76 @@ class TestDeleteAndList:
         storage.check()
 
         assert keys(storage) == []
+
+
+class Cut(Exception):
+    """The process that uploads is killed."""
+
+
+class TestUnfinished:
+    """What an upload leaves behind that was cut off, so that nobody could clean up after it."""
+
+    @pytest.fixture(params=KINDS, ids=["folder", "s3"])
+    def cut_off(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Storage:
+        storage = open_storage(request.getfixturevalue(request.param))
+        put(storage, "t/whole", b"whole")
+        with monkeypatch.context() as patched:
+            if request.param == "settings_for_folder":
+                from shared.storage import folder
+
+                patched.setattr(folder.FolderStorage, "_move_into_place", raising(Cut))
+                patched.setattr(Path, "unlink", raising(OSError))
+            else:
+                from shared.storage.s3 import S3Storage
+
+                patched.setattr("shared.storage.s3.PART_BYTES", 5 << 20)
+                assert isinstance(storage, S3Storage)
+                patched.setattr(storage._client, "complete_multipart_upload", raising(Cut))
+                patched.setattr(storage._client, "abort_multipart_upload", raising(Cut))
+            with pytest.raises(Cut):
+                put(storage, "t/half", os.urandom(6 << 20))
+        return storage
+
+    def test_it_is_no_object_and_goes_when_it_is_old_enough(self, cut_off: Storage) -> None:
+        assert keys(cut_off) == ["t/whole"]
+        assert cut_off.clear_unfinished(3600) == 0, "somebody may be at it"
+        assert cut_off.clear_unfinished(-10) == 1
+        assert cut_off.clear_unfinished(-10) == 0
+        assert read(cut_off, "t/whole") == b"whole"
+
+    def test_an_upload_that_is_cut_off_so_fails_and_leaves_nothing(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Given a clean-up that is far too eager: the one who uploads learns that it did not work."""
+        monkeypatch.setattr("shared.storage.s3.PART_BYTES", 5 << 20)
+        if not hasattr(storage, "_client"):
+            make_folders = storage._make_folders  # type: ignore[attr-defined]
+
+            def clear_first(target: Path) -> None:
+                storage.clear_unfinished(-10)
+                make_folders(target)
+
+            monkeypatch.setattr(storage, "_make_folders", clear_first)
+        else:
+            complete = storage._client.complete_multipart_upload
+
+            def clear_first(**asked: object) -> object:
+                storage.clear_unfinished(-10)
+                return complete(**asked)
+
+            monkeypatch.setattr(storage._client, "complete_multipart_upload", clear_first)
+        with pytest.raises(Unavailable):
+            put(storage, "t/big", os.urandom(6 << 20))
+        monkeypatch.undo()
+        assert keys(storage) == []
+        assert storage.clear_unfinished(-10) == 0
+
+
+def raising(error: type[Exception]) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_importing_the_port_is_cheap() -> None:

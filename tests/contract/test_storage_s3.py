@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 import time
 import traceback
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +24,7 @@ from test_storage import keys, put, read
 
 from shared.errors import RequestError, Unavailable
 from shared.settings import Settings
-from shared.storage import open_storage
+from shared.storage import Storage, open_storage
 
 pytestmark = pytest.mark.s3
 
@@ -147,6 +150,69 @@ class TestS3:
         assert keys(storage) == ["a"]
 
 
+class TestUnfinishedUploads:
+    def test_those_of_a_neighbour_are_left_alone(self, settings_for_s3: Settings) -> None:
+        bucket = str(settings_for_s3.store_url).removeprefix("s3://").partition("/")[0]
+        ours, beside = (
+            open_storage(changed(settings_for_s3, store_url=f"s3://{bucket}{end}")) for end in ("/p", "/p2")
+        )
+        for storage in (ours, beside):
+            for number in range(3):
+                begin_upload(storage, f"t/{number}")
+
+        assert ours.clear_unfinished(-10) == 3
+        assert ours.clear_unfinished(-10) == 0
+        assert beside.clear_unfinished(-10) == 3
+
+    @pytest.mark.parametrize(("code", "name"), [(501, "NotImplemented"), (405, "MethodNotAllowed"), (501, "")])
+    def test_a_store_that_does_not_know_of_them_has_none(self, code: int, name: str) -> None:
+        with answering(code, name) as endpoint:
+            assert elsewhere(endpoint).clear_unfinished(0) == 0
+
+    def test_a_store_that_refuses_to_tell_is_trouble(self) -> None:
+        with answering(403, "AccessDenied") as endpoint, pytest.raises(Unavailable, match="refuses us access"):
+            elsewhere(endpoint).clear_unfinished(0)
+
+
+def begin_upload(storage: Storage, key: str) -> None:
+    from shared.storage.s3 import S3Storage
+
+    assert isinstance(storage, S3Storage)
+    storage._client.create_multipart_upload(Bucket=storage._bucket, Key=storage._under + key)
+
+
+def elsewhere(endpoint: str) -> Storage:
+    return open_storage(
+        Settings(
+            _env_file=None,
+            store_url="s3://bucket/p",
+            s3_endpoint_url=endpoint,
+            s3_access_key_id="key",
+            s3_secret_access_key=SecretStr("secret"),
+        )
+    )
+
+
+@contextmanager
+def answering(status_code: int, name: str) -> Iterator[str]:
+    """A server that gives every request this one answer."""
+    body = f"<Error><Code>{name}</Code><Message>because</Message></Error>".encode() if name else b""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status_code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 class TestWhatAnOperatorGetsWrong:
     """Each mistake has its own reason and advice, comes soon, and repeats no secret."""
 
@@ -176,6 +242,7 @@ class TestWhatAnOperatorGetsWrong:
             lambda: storage.open("a", length=0),
             lambda: storage.delete("a"),
             lambda: keys(storage),
+            lambda: storage.clear_unfinished(0),
         ]
         for call in calls:
             began = time.monotonic()
