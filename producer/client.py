@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from producer.gateway import DirectGateway, Gateway
-from producer.records import BatchRecord, EventRecord, JobRecord, WorkerRecord
+from producer.records import BatchRecord, EventRecord, JobRecord, Resumed, SystemRecord, WorkerRecord
 from producer.results import download, result_lines
 from producer.sources import Defaults, Format, from_objects, from_stream, guess_format
 from producer.spool import Spool, fill_spool
 from shared.errors import AigcError, RequestError
 from shared.ids import batch_of, new_batch_id
+from shared.operators import Drain, PausedQueue
 from shared.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -172,9 +173,41 @@ class Client:
         """Workers that are alive."""
         return self._gateway.workers()
 
+    def system(self) -> SystemRecord:
+        """Workers, paused queues, ready jobs by queue, and whether a keeper is alive."""
+        return self._gateway.system()
+
     def why(self, job_id: str) -> str:
         """In words, why a job is not done."""
         return self._gateway.why(job_id)
+
+    def pause(self, queue: str, *, reason: str | None = None) -> PausedQueue:
+        """Claim nothing of a queue any more, whoever's jobs it holds; what runs goes on, and nothing is lost.
+
+        Harmless when it is paused already. A queue that nobody knows yet can be paused, too.
+        """
+        return self._gateway.pause(queue, reason)
+
+    def resume(self, queue: str) -> Resumed:
+        """Let a queue go on, and wake its workers. Harmless when it is not paused."""
+        return self._gateway.resume(queue)
+
+    def paused(self) -> list[PausedQueue]:
+        """The queues that are paused."""
+        return list(self._gateway.system().paused)
+
+    def drain(self, worker: str, *, wait_s: float | None = None) -> list[Drain]:
+        """Ask a worker to finish or give back what it holds, and to end; it is not started again.
+
+        `worker` is its name as `workers()` has it, the id of a session, or the unique beginning of either. With
+        `wait_s`, waits so long for it to be gone; what is returned says how far it is then. Raises `NotFound`.
+        """
+        drains = self._gateway.drain(worker)
+        deadline = time.monotonic() + (wait_s or 0.0)
+        while any(drain.ended_at is None for drain in drains) and time.monotonic() < deadline:
+            time.sleep(min(0.3, max(0.0, deadline - time.monotonic())))
+            drains = self._gateway.drained(drains)
+        return drains
 
     def cancel(self, job_ids: Iterable[str]) -> int:
         """Cancel single jobs; returns how many that concerned."""
@@ -243,14 +276,14 @@ class Batch:
 
         return pandas.DataFrame(list(self.results()))
 
-    def events(self, after: int = 0) -> Iterator[EventRecord]:
-        """Every change of state so far, from a cursor on."""
-        while True:
-            page, cursor = self._gateway.events(self.id, after=after)
-            yield from page
-            if cursor == after:
-                return
-            after = cursor
+    def events(self, after: int = 0, *, follow: bool = False) -> Iterator[EventRecord]:
+        """Every change of state so far, from a cursor on: the `id` of the last event that was seen.
+
+        With `follow`, also those that come, until the batch is done.
+        """
+        from producer import happenings
+
+        return (happenings.follow if follow else happenings.happened)(self._gateway, self.id, after=after)
 
     def cancel(self) -> int:
         """Cancel what is not finished; returns how many jobs that concerned."""

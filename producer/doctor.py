@@ -12,18 +12,24 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
+from rapidfuzz import fuzz, process
 from redis.exceptions import ResponseError
-from sqlalchemy import func, select
 
 from producer.gateway import DirectGateway
+from producer.records import WorkerRecord
+from producer.words import keeper, moment, paused, span
 from shared.database import Database
 from shared.errors import AigcError, Unavailable
 from shared.jobs import nothing_stored_yet
 from shared.queue import Queue
 from shared.settings import Settings, without_password
 from shared.storage import FOLDER_MISSING, open_storage
-from shared.tables import backlog, batches
 
+#: how alike, of 100, a variable must be to a setting to be taken for a misspelt one
+NEAR = 75
+#: share of its memory from which on a Redis counts as full
+FULL = 0.95
 #: free bytes under which a folder storage or a SQLite file is in danger
 LOW_DISK = 1024**3
 
@@ -46,7 +52,7 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Every check, each on its own: one part that is down does not hide another."""
     checks = [_profile(settings)]
-    for look in (_data_folder, _database, _redis, _storage, _workers, _devices):
+    for look in (_variables, _data_folder, _database, _redis, _storage, _system, _devices):
         checks += look(settings)
     return checks
 
@@ -56,6 +62,26 @@ def _profile(settings: Settings) -> Check:
     sql, storage = without_password(settings.sql_url), without_password(settings.storage_url)
     kind = "embedded" if embedded else "cluster"
     return Check("profile", True, f"{kind}: SQL {sql}, storage {storage}, tenant {settings.tenant}")
+
+
+def _variables(_: Settings) -> Iterator[Check]:
+    """Variables that look like settings and are none: nothing else would ever say so."""
+    known = {name.upper() for name in Settings.model_fields}
+    try:
+        given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    except (OSError, UnicodeDecodeError):
+        return  # whoever reads the settings says so
+    for name in sorted(name.upper() for name in given):
+        own = name.removeprefix("AIGC_")
+        if own == name or own in known:
+            continue
+        near = process.extractOne(own, known, scorer=fuzz.ratio, score_cutoff=NEAR)
+        yield Check(
+            f"variable {name}",
+            near is None,  # one that resembles nothing may be somebody else's
+            "is no setting of aigc, and has no effect",
+            f"did you mean AIGC_{near[0]}?" if near else "docs/configuration.md lists what can be set",
+        )
 
 
 def _data_folder(settings: Settings) -> Iterator[Check]:
@@ -107,11 +133,18 @@ def _redis(settings: Settings) -> Iterator[Check]:
             except ResponseError:
                 policy = None  # a hosted Redis does not say
             release = client.info("server").get("redis_version")
+            memory = client.info("memory")
         detail = f"{queue.address}, version {release}"
+        used, most = int(memory.get("used_memory") or 0), int(memory.get("maxmemory") or 0)
         if policy not in (None, "noeviction"):
             return Check(
                 "redis", False, f"{detail}, maxmemory-policy {policy}: it may throw messages and bindings away",
                 "set maxmemory-policy noeviction",
+            )  # fmt: skip
+        if most and used >= most * FULL:
+            return Check(
+                "redis", False, f"{detail}, {used / 2**20:.1f} of {most / 2**20:.1f} MiB used: it refuses messages",
+                "give it more memory (maxmemory), or remove what else lies in it",
             )  # fmt: skip
         return Check("redis", True, detail)
 
@@ -151,46 +184,53 @@ def _storage(settings: Settings) -> Iterator[Check]:
             )
 
 
-def _workers(settings: Settings) -> Iterator[Check]:
+def _system(settings: Settings) -> Iterator[Check]:
+    """Workers, queues and keepers, as the database knows them."""
     try:
-        gateway = DirectGateway(settings)
-        workers = gateway.workers()
-        pending = _waiting(gateway.db)
+        system = DirectGateway(settings).system()
     except AigcError:
         return  # the database's own check has said so
-    if not workers:
+    pending = sum(system.ready.values())
+    if system.workers:
+        served = sorted({queue for worker in system.workers for queue in worker.queues})
+        yield Check("workers", True, f"{len(system.workers)} alive, serving {', '.join(served)}")
+    else:
         yield Check(
             "workers", False, f"none is alive, {pending} job(s) wait", "start one with `aigc up` or `aigc worker`"
         )
-        return
-    served = sorted({queue for worker in workers for queue in worker.queues})
-    yield Check("workers", True, f"{len(workers)} alive, serving {', '.join(served)}")
-    for worker in workers:
-        if trouble := worker.condition.get("storage"):
-            yield Check(
-                f"worker {worker.worker}",
-                False,
-                f"cannot store results: {trouble}",
-                "its jobs go on when that is mended",
-            )
-        for model, reason in (worker.condition.get("set_aside") or {}).items():
-            yield Check(
-                f"worker {worker.worker}",
-                True,  # a job that names a wrong model is its submitter's affair
-                f"could not load {model} lately: {reason}",
-                "correct the model's name or its files, if it should be there",
-            )
+    for worker in system.workers:
+        yield from _worker(worker)
+    for queue in system.paused:
+        yield Check(f"queue {queue.queue}", True, paused(queue), f"`aigc resume {queue.queue}` lets it go on")
+    missing = keeper(system)
+    if missing is None:
+        yield Check("keeper", True, f"alive, seen {span(system.keeper_silent_s or 0.0)} ago")
+    elif system.workers or pending or system.any_delayed:
+        yield Check("keeper", False, missing, "start one with `aigc up` or `aigc keeper`")
+    else:
+        yield Check("keeper", True, "none is alive; nothing needs one now")
 
 
-def _waiting(db: Database) -> int:
-    """Jobs that a worker could take now, of every batch."""
-    ready = (
-        select(func.coalesce(func.sum(backlog.c.ready), 0))
-        .join(batches, batches.c.id == backlog.c.batch_id)
-        .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
-    )
-    with db.read() as connection:
-        return int(connection.scalar(ready) or 0)
+def _worker(worker: WorkerRecord) -> Iterator[Check]:
+    name = f"worker {worker.worker}"
+    if worker.storage_trouble:
+        detail = f"cannot store results: {worker.storage_trouble}"
+        yield Check(name, False, detail, "its jobs go on when that is mended")
+    if worker.silent:
+        detail = f"has not been heard of for {span(worker.silent_s)}"
+        yield Check(name, False, detail, "see whether it is frozen, very busy or cut off from the database")
+    if worker.draining_since is not None:
+        yield Check(
+            name, True, f"is draining since {moment(worker.draining_since)}: it takes no more jobs and will end"
+        )
+    for one in worker.set_aside:
+        # No failure: a job that names a wrong model is its submitter's affair.
+        yield Check(
+            name,
+            True,
+            f"could not load {one.model or one.task} for {one.task} lately: {one.reason}",
+            "correct the model's name or its files, if it should be there",
+        )
 
 
 def _devices(_: Settings) -> Iterator[Check]:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, Protocol
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, null, or_, select
 
-from producer.records import ArtifactRecord, BatchRecord, ErrorSum, EventRecord, JobRecord, WorkerRecord
+from producer.records import (
+    ArtifactRecord,
+    BatchRecord,
+    ErrorSum,
+    EventRecord,
+    JobRecord,
+    Resumed,
+    SystemRecord,
+    WorkerRecord,
+)
+from producer.rows import artifact_record, batch_record, event_record, job_record, with_attempts, worker_record
 from producer.spool import Spool
 from producer.submit import Submitted, submit
 from producer.why import why
 from shared import jobs as transitions
-from shared.counters import RATE_WINDOW_S
+from shared import operators
 from shared.database import Database, now
-from shared.errors import NotFound, RequestError
-from shared.ids import batch_of, is_job_id
+from shared.errors import NotFound, RequestError, Unavailable
+from shared.ids import batch_of, is_job_id, job_id
+from shared.operators import Drain, PausedQueue
 from shared.queue import Queue
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
@@ -25,6 +35,7 @@ from shared.tables import (
     JOB_STATES,
     artifacts,
     attempts,
+    backlog,
     batch_counters,
     batch_errors,
     batches,
@@ -33,6 +44,9 @@ from shared.tables import (
     lanes,
     worker_sessions,
 )
+
+#: roles that are shown of a job that is not done
+PUBLISHED = ("preview", "metric")
 
 
 class Gateway(Protocol):
@@ -96,6 +110,30 @@ class Gateway(Protocol):
         """Put failed and cancelled jobs back with a fresh allowance; returns how many."""
         ...
 
+    def system(self) -> SystemRecord:
+        """Workers, keepers and queues as they are now."""
+        ...
+
+    def queues(self) -> list[str]:
+        """The queues that somebody has used or serves."""
+        ...
+
+    def pause(self, queue: str, reason: str | None = None) -> PausedQueue:
+        """Claim nothing of a queue any more; what runs goes on. Harmless when it is paused already."""
+        ...
+
+    def resume(self, queue: str) -> Resumed:
+        """Let a queue go on. Harmless when it is not paused."""
+        ...
+
+    def drain(self, worker: str) -> list[Drain]:
+        """Ask the sessions of a worker to finish or give back what they hold, and to end."""
+        ...
+
+    def drained(self, drains: Sequence[Drain]) -> list[Drain]:
+        """The same, as far as they are now."""
+        ...
+
 
 class DirectGateway:
     """The gateway of a machine that reaches the database, Redis and the storage itself."""
@@ -133,7 +171,7 @@ class DirectGateway:
                     row = self._only_batch(connection, reference)
             if row is None:
                 raise NotFound(f"there is no batch {reference!r}: `aigc list` shows what there is")
-            return _batch_record(row, _errors(connection, row.id))
+            return batch_record(row, _errors(connection, row.id))
 
     def _first_batch(self, connection: Connection, condition: ColumnElement[bool]) -> Row[Any] | None:
         return connection.execute(
@@ -163,7 +201,7 @@ class DirectGateway:
             statement = statement.where(batches.c.created_at <= moment, or_(batches.c.created_at < moment, same))
         with self.db.read() as connection:
             rows = connection.execute(statement).all()
-            return [_batch_record(row, _errors(connection, row.id)) for row in rows]
+            return [batch_record(row, _errors(connection, row.id)) for row in rows]
 
     def _batch_rows(self) -> Select[Any]:
         c = batch_counters.c
@@ -172,6 +210,8 @@ class DirectGateway:
                    c.window_finished, c.last_rate, now().label("now"))
             .outerjoin(batch_counters, c.batch_id == batches.c.id)
             .where(batches.c.tenant_id == self.settings.tenant)
+            # What is being deleted is not shown.
+            .where(or_(batches.c.state == literal("open", literal_execute=True), batches.c.cancelled_at.is_(None)))
         )  # fmt: skip
 
     def job(self, job_id: str) -> JobRecord:
@@ -200,12 +240,16 @@ class DirectGateway:
             .order_by(jobs.c.batch_id, jobs.c.line)
             .limit(limit)
         ).all()
-        done = [row.id for row in rows if row.state == "succeeded"]
+        done = {row.id for row in rows if row.state == "succeeded"}
         files: dict[str, list[ArtifactRecord]] = {}
         for row in connection.execute(
-            select(artifacts).where(artifacts.c.job_id.in_(done)).order_by(artifacts.c.role, artifacts.c.position)
+            select(artifacts)
+            .where(artifacts.c.job_id.in_([row.id for row in rows]), artifacts.c.role != "checkpoint")
+            .order_by(artifacts.c.role, artifacts.c.position)
         ):
-            files.setdefault(row.job_id, []).append(_artifact_record(row))
+            # What a job that is not done shows is no result: previews and metrics.
+            if row.role in PUBLISHED or row.job_id in done:
+                files.setdefault(row.job_id, []).append(artifact_record(row))
         made: dict[str, Any] = {
             row.job_id: row
             for row in connection.execute(
@@ -214,7 +258,7 @@ class DirectGateway:
                 .where(attempts.c.job_id.in_(done), attempts.c.outcome == "succeeded")
             )
         }
-        return [_job_record(row, files.get(row.id, []), made.get(row.id)) for row in rows]
+        return [job_record(row, files.get(row.id, []), made.get(row.id)) for row in rows]
 
     def events(
         self, batch_id: str, *, after: int = 0, limit: int = 500, line: int | None = None
@@ -222,15 +266,29 @@ class DirectGateway:
         """Events cover many jobs each, so those of one line are sifted here."""
         with self.db.read() as connection:
             rows = connection.execute(
-                select(events)
+                select(events, worker_sessions.c.worker)
+                .outerjoin(worker_sessions, worker_sessions.c.id == events.c.worker_session)
                 .where(events.c.tenant_id == self.settings.tenant, events.c.batch_id == batch_id, events.c.id > after)
                 .order_by(events.c.id)
                 .limit(limit)
             ).all()
-        found = [_event_record(row) for row in rows]
-        if line is not None:
-            found = [e for e in found if not e.jobs or any(first <= line <= last for first, last in e.jobs)]
+            found = [event_record(row) for row in rows]
+            if line is not None:
+                found = [e for e in found if not e.jobs or any(first <= line <= last for first, last in e.jobs)]
+                found = with_attempts(found, self._attempts(connection, job_id(batch_id, line))) if found else []
         return found, rows[-1].id if rows else after
+
+    def _attempts(self, connection: Connection, id_: str) -> list[Row[Any]]:
+        """Those of a job that have ended, and the one that runs."""
+        c, ours = attempts.c, self.settings.tenant
+        ended = connection.execute(select(attempts).where(c.job_id == id_, c.tenant_id == ours).order_by(c.epoch))
+        running = connection.execute(
+            select(
+                jobs.c.epoch, jobs.c.worker_session, jobs.c.claimed_at, null().label("ended_at"),
+                null().label("outcome"), null().label("error_code"), null().label("error_message"),
+            ).where(jobs.c.id == id_, jobs.c.tenant_id == ours, jobs.c.state == "running")
+        )  # fmt: skip
+        return [*ended, *running]
 
     def workers(self) -> list[WorkerRecord]:
         """By their leases."""
@@ -243,18 +301,35 @@ class DirectGateway:
                 .where(worker_sessions.c.ended_at.is_(None), worker_sessions.c.lease_expires_at > now())
                 .order_by(worker_sessions.c.started_at)
             ).all()
-        return [
-            WorkerRecord(
-                session=row.id, worker=row.worker, device=row.device, queues=tuple(row.queues.split(",")),
-                started_at=row.started_at, running=row.running, condition=row.condition,
-                silent_s=max(0.0, row.now - (row.lease_expires_at - self.settings.lease_s)),
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [worker_record(row, self.settings.lease_s) for row in rows]
+
+    def system(self) -> SystemRecord:
+        """From small tables and the backlog: costs the same for ten jobs or ten million."""
+        ready = (
+            select(lanes.c.queue, func.sum(backlog.c.ready))
+            .join(lanes, lanes.c.id == backlog.c.lane_id)
+            .join(batches, batches.c.id == backlog.c.batch_id)
+            .where(backlog.c.ready > 0, batches.c.cancelled_at.is_(None))
+            .group_by(lanes.c.queue)
+            .order_by(lanes.c.queue)
+        )
+        delayed = select(jobs.c.id).where(
+            jobs.c.state == literal("queued", literal_execute=True), jobs.c.available_at.is_not(None)
+        )
+        with self.db.read() as connection:
+            waiting = {queue: int(n) for queue, n in connection.execute(ready)}
+            any_delayed = connection.execute(delayed.limit(1)).first() is not None
+        silent_s = operators.keeper_silent_s(self.db)
+        patience_s = operators.keeper_patience_s(self.settings.keeper_interval_s)
+        return SystemRecord(
+            workers=tuple(self.workers()), paused=tuple(operators.paused(self.db)), ready=waiting,
+            any_delayed=any_delayed, keeper_silent_s=silent_s,
+            keeper_alive=silent_s is not None and silent_s <= patience_s,
+        )  # fmt: skip
 
     def why(self, job_id: str) -> str:
         """See `producer.why`."""
-        return why(self.db, self.job(job_id), self.workers())
+        return why(self.db, self.queue, self.job(job_id), self.system())
 
     def open(self, artifact: ArtifactRecord) -> BinaryIO:
         """Only the artifact's own bytes, also when it shares its object."""
@@ -282,6 +357,33 @@ class DirectGateway:
             batch_id = batch_of(ids[0])
         return transitions.retry(self.db, self.settings.tenant, batch_id, ids)
 
+    def queues(self) -> list[str]:
+        """Of jobs and of workers."""
+        return operators.known_queues(self.db)
+
+    def pause(self, queue: str, reason: str | None = None) -> PausedQueue:
+        """Claims, looks and rings pass it by."""
+        return operators.pause(self.db, queue, reason)
+
+    def resume(self, queue: str) -> Resumed:
+        """Rings; where Redis does not answer, workers and keepers look by themselves."""
+        was_paused = operators.resume(self.db, queue)
+        try:
+            self.queue.ring(self.db, [queue])
+        except Unavailable as error:
+            return Resumed(queue, was_paused, (f"workers hear of it when they look by themselves: {error}",))
+        return Resumed(queue, was_paused)
+
+    def drain(self, worker: str) -> list[Drain]:
+        """The worker reads it with its lease."""
+        if not _storable(worker):
+            raise NotFound(f"there is no worker {worker!r}")
+        return operators.drain(self.db, worker)
+
+    def drained(self, drains: Sequence[Drain]) -> list[Drain]:
+        """By session."""
+        return operators.drained(self.db, drains)
+
 
 def _storable(reference: str) -> bool:
     """Whether a database takes this text at all: a terminal may send bytes that are no Unicode."""
@@ -297,64 +399,3 @@ def _errors(connection: Connection, batch_id: str) -> tuple[ErrorSum, ...]:
     )
     found = (row._mapping for row in rows)  # noqa: SLF001 - `count` is a tuple's method
     return tuple(ErrorSum(code=row["code"], count=row["count"], example=row["example"]) for row in found)
-
-
-def _batch_record(row: Row[Any], errors: tuple[ErrorSum, ...]) -> BatchRecord:
-    counts = {state: getattr(row, state) or 0 for state in JOB_STATES}
-    finished = counts["succeeded"] + counts["failed"] + counts["cancelled"]
-    if row.state == "loading":
-        status = "loading"
-    elif finished == row.total:
-        status = "done"
-    else:
-        status = "running" if counts["running"] or finished else "queued"
-    rate = _rate(row, counts["succeeded"] + counts["failed"], done=status == "done")
-    left = row.total - finished
-    eta = 0.0 if status == "done" else (left / rate if rate else None)
-    return BatchRecord(
-        id=row.id, name=row.name, status=status, total=row.total, counts=counts, rate_per_s=rate, eta_s=eta,
-        errors=errors, created_at=row.created_at, cancelled=row.cancelled_at is not None,
-    )  # fmt: skip
-
-
-def _rate(row: Row[Any], finished: int, *, done: bool) -> float | None:
-    """Finished jobs per second: over the whole time when done, else over the window that runs or the one before."""
-    if not finished or row.started_at is None or row.finished_at is None:
-        return None
-    if done:
-        return float(finished / max(1e-3, row.finished_at - row.started_at))
-    in_window = row.now - (row.window_started_at or row.started_at)
-    if row.last_rate is not None and in_window < RATE_WINDOW_S / 2:
-        return float(row.last_rate)
-    return float(row.window_finished / in_window) if in_window > 0 and row.window_finished else row.last_rate
-
-
-def _artifact_record(row: Row[Any]) -> ArtifactRecord:
-    return ArtifactRecord(
-        id=row.id, role=row.role, position=row.position, key=row.object_key, start=row.start, bytes=row.bytes,
-        media_type=row.media_type, sha256=row.sha256, facts=row.facts,
-    )  # fmt: skip
-
-
-def _job_record(row: Row[Any], files: list[ArtifactRecord], made: Row[Any] | None) -> JobRecord:
-    error = {"code": row.error_code, "message": row.error_message or ""} if row.error_code else None
-    timings = {
-        name: getattr(row, name) for name in ("created_at", "available_at", "claimed_at", "entered_at", "finished_at")
-    }
-    return JobRecord(
-        id=row.id, batch_id=row.batch_id, line=row.line, custom_id=row.custom_id, status=row.state, task=row.task,
-        model=row.model or None, queue=row.queue, priority=row.priority, params=json.loads(row.params_json),
-        seed=row.seed, metadata=json.loads(row.metadata_json) if row.metadata_json else None, progress=row.progress,
-        attempt=row.attempts + (1 if row.state in ("running", "succeeded") else 0), error=error,
-        artifacts=tuple(files), timings={**timings, "device_s": made.device_s if made else None},
-        record={**(made.record or {}), "versions": made.versions} if made else None,
-    )  # fmt: skip
-
-
-def _event_record(row: Row[Any]) -> EventRecord:
-    m = row._mapping  # noqa: SLF001 - `count` is a tuple's method
-    return EventRecord(
-        id=m["id"], at=m["at"], batch_id=m["batch_id"], kind=m["kind"], count=m["count"],
-        jobs=tuple((first, last) for first, last in m["jobs"] or ()), worker_session=m["worker_session"],
-        data=m["data"],
-    )  # fmt: skip

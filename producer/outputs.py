@@ -51,9 +51,14 @@ class DamagedOutput(AigcError):
         self.downloaded = downloaded
 
 
+def result_artifacts(job: JobRecord) -> list[ArtifactRecord]:
+    """What belongs to a job's result: nothing before it has succeeded, and never a checkpoint."""
+    return [a for a in job.artifacts if a.role != "checkpoint"] if job.status == "succeeded" else []
+
+
 def outputs(job: JobRecord) -> list[ArtifactRecord]:
     """The artifacts that a download fetches, in order."""
-    return sorted((a for a in job.artifacts if a.role == "output"), key=lambda a: a.position)
+    return sorted((a for a in result_artifacts(job) if a.role == "output"), key=lambda a: a.position)
 
 
 def file_name(job: JobRecord, artifact: ArtifactRecord) -> str:

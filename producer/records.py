@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.operators import PausedQueue
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorSum:
@@ -77,7 +79,7 @@ class ArtifactRecord:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job and, once it has succeeded, its artifacts."""
+    """A job and what it shows: once it has succeeded, its artifacts; before that, previews and metrics alone."""
 
     id: str
     batch_id: str
@@ -133,14 +135,32 @@ class EventRecord:
     count: int
     worker_session: str | None
     data: Mapping[str, Any] | None
+    #: host and device of the session
+    worker: str | None = None
+    #: where one job was asked for: the epoch of the attempt that began or ended so
+    epoch: int | None = None
+    #: code and message of what ended it; where one job was asked for, else the code alone
+    error: Mapping[str, str | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The shape of `aigc events --json`."""
         return {
             "id": self.id, "at": self.at, "batch_id": self.batch_id, "kind": self.kind,
             "jobs": [list(run) for run in self.jobs], "count": self.count, "worker_session": self.worker_session,
-            "data": self.data,
+            "worker": self.worker, "epoch": self.epoch, "error": self.error, "data": self.data,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A model that a worker could not load, and leaves alone for a while."""
+
+    model: str
+    task: str
+    reason: str
+    #: seconds since 1970: when it failed first, and when it is tried again; None where the worker does not say
+    since: float | None = None
+    again_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +178,70 @@ class WorkerRecord:
     running: int
     #: models in memory, trouble with the storage, models set aside
     condition: Mapping[str, Any]
+    #: whether it has not renewed for longer than half its lease: it is frozen, very busy, or cut off
+    silent: bool = False
+    #: when it was asked to end, in seconds since 1970
+    draining_since: float | None = None
+
+    @property
+    def storage_trouble(self) -> str | None:
+        """Why it cannot store results, if it cannot."""
+        return self.condition.get("storage") or None
+
+    @property
+    def set_aside(self) -> tuple[SetAside, ...]:
+        """Models that it could not load lately."""
+        found = []
+        for name, told in (self.condition.get("set_aside") or {}).items():
+            model, _, task = name.rpartition(" for ")
+            about = told if isinstance(told, Mapping) else {"reason": told}
+            reason, since, again_at = (about.get(key) for key in ("reason", "since", "again_at"))
+            found.append(SetAside(model, task, str(reason), since, again_at))
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         return {
             "session": self.session, "worker": self.worker, "device": self.device, "queues": list(self.queues),
-            "started_at": self.started_at, "silent_s": self.silent_s, "running": self.running,
-            "condition": dict(self.condition),
+            "started_at": self.started_at, "silent_s": self.silent_s, "silent": self.silent,
+            "draining_since": self.draining_since, "running": self.running, "condition": dict(self.condition),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SystemRecord:
+    """What serves the batches: workers, keepers, queues."""
+
+    workers: tuple[WorkerRecord, ...]
+    paused: tuple[PausedQueue, ...]
+    #: jobs that could be claimed now, by queue; paused queues included
+    ready: Mapping[str, int]
+    #: whether jobs wait for the time of their next try, which a keeper has to see
+    any_delayed: bool
+    #: seconds since a keeper did a round; None if none ever has
+    keeper_silent_s: float | None
+    #: whether that is recent enough
+    keeper_alive: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "workers": [worker.to_json() for worker in self.workers],
+            "paused": [queue.to_json() for queue in self.paused],
+            "ready": dict(self.ready),
+            "keeper": {"alive": self.keeper_alive, "silent_s": self.keeper_silent_s},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A queue that goes on."""
+
+    queue: str
+    was_paused: bool
+    #: what harms nothing, such as a Redis that did not answer
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {"queue": self.queue, "was_paused": self.was_paused}

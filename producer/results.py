@@ -22,7 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from producer.contact_sheet import ContactSheet
 from producer.local_files import drop_abandoned, explained, replacing
-from producer.outputs import Contents, DamagedOutput, check, file_name, inline_as, insist, opened, outputs
+from producer.outputs import (
+    Contents,
+    DamagedOutput,
+    check,
+    file_name,
+    inline_as,
+    insist,
+    opened,
+    outputs,
+    result_artifacts,
+)
 from producer.records import ArtifactRecord, BatchRecord, JobRecord
 from shared.errors import Unavailable
 
@@ -103,10 +113,10 @@ def download(
 ) -> Downloaded:
     """Write the outputs of a batch into the folder `out`, and one line per job into `results.jsonl` (or `.csv`).
 
-    Only files with the role `output` are fetched; previews, metrics and checkpoints are listed. Run it again to go on
-    after an interruption, or while the batch is still running: files that are there are kept if their size and, up to
-    64 MiB, their SHA-256 are right; the results file is replaced as a whole at the end. `on_job` is called for every
-    job once its files are there. Needs a gateway whose `open` may be called from several threads.
+    Only files with the role `output` of jobs that have succeeded are fetched; their previews and metrics are listed.
+    Run it again to go on after an interruption, or while the batch is still running: files that are there are kept if
+    their size and, up to 64 MiB, their SHA-256 are right; the results file is replaced as a whole at the end. `on_job`
+    is called for every job once its files are there. Needs a gateway whose `open` may be called from several threads.
 
     A CSV holds the first text of a job only. A cell that a spreadsheet would take for a formula (it begins with one of
     `= + - @`, a tab or a line break) gets a `'` in front.
@@ -281,7 +291,7 @@ def _line(
             line[kind] = values[0]
         if len(values) > 1:
             line[several] = values
-    line["artifacts"] = [_artifact(a, paths.get(a.id), problems.get(a.id)) for a in job.artifacts]
+    line["artifacts"] = [_artifact(a, paths.get(a.id), problems.get(a.id)) for a in result_artifacts(job)]
     line |= {"error": job.error, "attempts": job.attempt, "timings": dict(job.timings), "record": job.record}
     return line
 

@@ -123,6 +123,9 @@ class Up:
             if self._redis and self._redis.process and self._redis.process.poll() is not None:
                 log.error("Redis ended with status %s; starting it again", self._redis.process.returncode)
                 self._restart(self._redis.start)
+            if self._workers and self._workers.poll() == 0:
+                self._say("every worker was told to end; start some with `aigc worker`, or aigc up anew")
+                self._workers = None
             if self._workers and (status := self._workers.poll()) is not None:
                 log.error("the workers ended with status %s; starting them again in %g s", status, pause)
                 if self._stop.wait(pause):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from producer.records import BatchRecord
+from producer.words import plain
 from shared.errors import AigcError, Unavailable
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def watch(
 
 def summary_line(batch: BatchRecord) -> str:
     """`spring (b01…): done, 1,000 jobs, 990 succeeded, 10 failed, 12.3/s`."""
-    name = f"{_plain(batch.name)} ({batch.id})" if batch.name else batch.id
+    name = f"{plain(batch.name)} ({batch.id})" if batch.name else batch.id
     parts = [f"{name}: {batch.status}", f"{batch.total:,} {'job' if batch.total == 1 else 'jobs'}"]
     parts += [f"{batch.counts[state]:,} {state}" for state, _ in _LOOKS if batch.counts.get(state)]
     if batch.rate_per_s:
@@ -103,7 +104,7 @@ def status_table(batch: BatchRecord) -> RenderableType:
         table.add_column("error", style="red", no_wrap=True)
         table.add_column("for example", overflow="fold")
         for error in batch.errors:
-            table.add_row(f"{error.count:,}", Text(_plain(error.code)), Text(_plain(error.example)[:500]))
+            table.add_row(f"{error.count:,}", Text(plain(error.code)), Text(plain(error.example)[:500]))
         parts.append(Padding(table, (1, 0, 0, 0)))
     return Group(*parts)
 
@@ -152,7 +153,7 @@ class Bar:
 def _title(batch: BatchRecord) -> Text:
     from rich.text import Text
 
-    text = Text(_plain(batch.name or batch.id), style="bold", overflow="ellipsis", no_wrap=True)
+    text = Text(plain(batch.name or batch.id), style="bold", overflow="ellipsis", no_wrap=True)
     if batch.name:
         text.append(f"  {batch.id}", style="not bold dim")
     colour = {"done": "green", "running": "blue"}.get(batch.status, "yellow")
@@ -180,11 +181,6 @@ def _numbers(batch: BatchRecord) -> Text:
         text.append("   " if n else "\n").append("● ", style=f"not bold {colour}")
         text.append(f"{batch.counts[state]:,} {state}", style="not bold")
     return text
-
-
-def _plain(text: str) -> str:
-    """Names and messages are other people's: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 class _Why:
@@ -223,7 +219,7 @@ def _patiently(poll: Callable[[], BatchRecord], face: _Face) -> BatchRecord:
             now = time.monotonic()
             if silent_since is None:
                 silent_since = now
-                face.say(f"{_plain(str(error))}; trying again for {PATIENCE_S:.0f} s")
+                face.say(f"{plain(str(error))}; trying again for {PATIENCE_S:.0f} s")
             elif now - silent_since > PATIENCE_S:
                 raise
             time.sleep(1.0)
@@ -285,7 +281,7 @@ class _Lines(_Silent):
 
     def update(self, batch: BatchRecord, why: str | None) -> None:
         if why and why != self._why:
-            self.say(f"{_plain(batch.name or batch.id)}: {_plain(why)}")
+            self.say(f"{plain(batch.name or batch.id)}: {plain(why)}")
         self._why = why or self._why
 
     def say(self, line: str) -> None:
@@ -315,7 +311,7 @@ class _Live:
 
         parts: list[RenderableType] = [_title(batch), Bar(batch), _numbers(batch)]
         if why:
-            parts.append(Text(_plain(why), style="yellow"))
+            parts.append(Text(plain(why), style="yellow"))
         self._bar.update(Group(*parts))
 
     def say(self, line: str) -> None:

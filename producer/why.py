@@ -1,99 +1,276 @@
-"""In words, why a job is not done."""
+"""In words, why a job is not done: every reason that holds, the one that weighs most first."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
-from producer.records import JobRecord, WorkerRecord
-from shared.database import Database
-from shared.tables import backlog, batches, jobs, lanes
+from producer.records import JobRecord, SystemRecord, WorkerRecord
+from producer.words import first_capital, keeper, moment, paused, span, troubles
+from shared.database import Database, now
+from shared.queue import Queue
+from shared.tables import artifacts, attempts, backlog, batches, jobs, lanes, objects, worker_sessions
 
-
-def why(db: Database, job: JobRecord, workers: Sequence[WorkerRecord]) -> str:
-    """One or two sentences; for a finished job, how it ended."""
-    ended = {
-        "succeeded": "It is done.",
-        "cancelled": "It was cancelled.",
-        "failed": f"It failed: {job.error['message']}" if job.error else "It failed.",
-    }
-    if job.status in ended:
-        return ended[job.status]
-    if job.status == "waiting":
-        return "It waits for another job."
-    if job.status == "running":
-        return f"It is running{f', {job.progress:.0%} of its steps are done' if job.progress else ''}."
-    return _why_queued(db, job, workers)
+#: error code of a job that does not fit into a device's memory even alone
+TOO_BIG = "out_of_memory"
+#: workers, and troubles of workers, that are named at most
+NAMED = 4
 
 
-def _why_queued(db: Database, job: JobRecord, workers: Sequence[WorkerRecord]) -> str:
+def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord) -> str:
+    """A few sentences; for a finished job, how it ended. Redis is asked only where it may explain a delay."""
     with db.read() as connection:
-        batch = connection.execute(
-            select(batches.c.state, batches.c.cancelled_at).where(batches.c.id == job.batch_id)
-        ).one()
-    if batch.state == "loading":
-        return "Its batch is still being submitted."
-    if batch.cancelled_at is not None:
-        return "Its batch is being cancelled."
-    clock = db.clock()
-    available_at = job.timings.get("available_at")
-    if available_at and available_at > clock:
-        again = f" after: {job.error['message']}" if job.error else ""
-        return f"It waits for its next try in {available_at - clock:.0f} s{again}."
-    serving = [worker for worker in workers if job.queue in worker.queues]
+        facts = connection.execute(
+            select(
+                jobs, batches.c.state.label("batch_state"), batches.c.cancelled_at.label("batch_cancelled_at"),
+                batches.c.opened_at, now().label("now"),
+            ).join(batches, batches.c.id == jobs.c.batch_id).where(jobs.c.id == job.id)
+        ).one()  # fmt: skip
+        if job.status == "failed":
+            said = list(_failed(connection, job, facts))
+        elif job.status == "running":
+            said = [*_running(connection, job, facts, system), *_past(connection, facts)]
+        elif job.status == "queued":
+            said = [*_queued(connection, queue, job, facts, system), *_past(connection, facts)]
+        else:
+            said = [_PLAIN[job.status]]
+    return " ".join(first_capital(sentence) for sentence in said)
+
+
+_PLAIN = {
+    "succeeded": "It is done.",
+    "cancelled": "It was cancelled.",
+    "waiting": "It waits for another job.",
+}
+
+
+def _failed(connection: Connection, job: JobRecord, facts: Row[Any]) -> Iterator[str]:
+    yield f"It failed: {_stop(job.error['message'] if job.error else 'nobody knows why')}"
+    if facts.attempts > 1:
+        yield f"It was tried {facts.attempts} times."
+    yield from _too_big(connection, job)
+
+
+# --- running ---
+
+
+def _running(connection: Connection, job: JobRecord, facts: Row[Any], system: SystemRecord) -> Iterator[str]:
+    if facts.cancel_requested or facts.batch_cancelled_at is not None:
+        yield "It is marked for cancel, and ends at its next step."
+    session = connection.execute(
+        select(worker_sessions.c.worker).where(worker_sessions.c.id == facts.worker_session)
+    ).first()
+    where = f" on {session.worker}" if session else ""
+    since = facts.entered_at or facts.claimed_at
+    of = f"attempt {facts.attempts + 1} of {facts.max_attempts}"
+    running = f"It is running{where} since {moment(since)} ({span(facts.now - since)}), {of}"
+    if facts.entered_at is None:
+        yield f"{running}: claimed, and waiting there for its model or for its turn."
+    else:
+        progress = f", {job.progress:.0%} of its steps are done" if job.progress else ""
+        company = f", together with {facts.company - 1} other job(s)" if (facts.company or 1) > 1 else ""
+        yield f"{running}{company}{progress}."
+    worker = next((worker for worker in system.workers if worker.session == facts.worker_session), None)
+    if worker is None:
+        yield f"That worker's lease is over: its jobs are taken back by a keeper. {_keeper(system)}".strip()
+    else:
+        yield from (f"That worker {trouble}." for trouble in troubles(worker, models=False))
+
+
+# --- queued ---
+
+
+def _queued(
+    connection: Connection, queue: Queue, job: JobRecord, facts: Row[Any], system: SystemRecord
+) -> Iterator[str]:
+    if facts.batch_state == "loading":
+        yield "Its batch is still being submitted."
+        return
+    if facts.batch_cancelled_at is not None:
+        yield "Its batch is being cancelled."
+        return
+    if facts.expires_at is not None and facts.expires_at <= facts.now:
+        late = f"It was not started before {moment(facts.expires_at)} (expires), and a keeper fails it."
+        yield f"{late} {_keeper(system)}".strip()
+        return
+    delay = list(_delay(connection, job, facts, system))
+    pause = [
+        f"{_stop(paused(one))} `aigc resume {one.queue}` lets it go on."
+        for one in system.paused
+        if one.queue == job.queue
+    ]
+    serving = [worker for worker in system.workers if job.queue in worker.queues]
+    hindered = [(worker.worker, trouble) for worker in serving if (trouble := _hindrance(worker, job))]
+    yield from delay
+    yield from pause
     if not serving:
-        others = f"; the {len(workers)} alive serve other queues" if workers else ""
-        return f"No worker serves queue {job.queue!r}{others}: start one with `aigc up` or `aigc worker`."
-    key = f"{job.model} for {job.task}"
-    set_aside = [reason for worker in serving if (reason := (worker.condition.get("set_aside") or {}).get(key))]
-    if len(set_aside) == len(serving):
-        return f"Its model could not be loaded lately: {set_aside[0]}"
-    troubled = [trouble for worker in serving if (trouble := worker.condition.get("storage"))]
-    if len(troubled) == len(serving):
-        return f"The workers cannot store results: {troubled[0]}"
-    ahead = _ahead(db, job)
+        others = f"; the {len(system.workers)} alive serve other queues" if system.workers else ""
+        yield f"No worker serves queue {job.queue!r}{others}: start one with `aigc up` or `aigc worker`."
+        return
+    if hindered:
+        yield _of_the_workers(hindered, len(serving))
+    if len(hindered) == len(serving) or delay or pause:
+        return
+    yield from _turn(connection, queue, job, facts, serving)
+
+
+def _delay(connection: Connection, job: JobRecord, facts: Row[Any], system: SystemRecord) -> Iterator[str]:
+    """It was tried, and the next try has a time."""
+    if facts.available_at is None:
+        return
+    after = f", after {job.error['code']}: {job.error['message']}" if job.error else ""
+    of = f"attempt {facts.attempts + 1} of {facts.max_attempts}"
+    left = facts.available_at - facts.now
+    if left > 0:
+        yield _stop(f"It waits for its next try at {moment(facts.available_at)} (in {span(left)}), {of}{after}")
+    else:
+        due = f"Its next try was due at {moment(facts.available_at)}; a keeper lets it go with its next round"
+        yield f"{_stop(due + f', {of}{after}')} {_keeper(system)}".strip()
+    yield from _too_big(connection, job)
+
+
+def _hindrance(worker: WorkerRecord, job: JobRecord) -> str | None:
+    """What keeps this worker from taking this job."""
+    first = next(troubles(worker, models=False), None)
+    if first is not None:
+        return first
+    for one in worker.set_aside:
+        if (one.model, one.task) == (job.model or "", job.task):
+            since = f" since {moment(one.since)}" if one.since else " lately"
+            again = f"; it tries again at {moment(one.again_at)}" if one.again_at else ""
+            return f"could not load {one.model or one.task}{since}: {one.reason}{again}"
+    return None
+
+
+def _of_the_workers(hindered: Sequence[tuple[str, str]], serving: int) -> str:
+    """Workers whose trouble is the same are told of together."""
+    by_trouble: dict[str, list[str]] = {}
+    for worker, trouble in hindered:
+        by_trouble.setdefault(trouble, []).append(worker)
+    several = [f"{', '.join(workers[:NAMED])}{_more(workers)} {trouble}" for trouble, workers in by_trouble.items()]
+    told = "; ".join(several[:NAMED]) + _more(several)
+    if len(hindered) == serving:
+        return _stop(f"No worker can take it now: {told}")
+    return _stop(f"{len(hindered)} of {serving} workers cannot take it: {told}")
+
+
+def _more(told: Sequence[str]) -> str:
+    return f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
+
+
+def _turn(
+    connection: Connection, queue: Queue, job: JobRecord, facts: Row[Any], serving: list[WorkerRecord]
+) -> Iterator[str]:
+    """Nothing stands in its way but others."""
+    ahead = _ahead(connection, job, facts)
     running = sum(worker.running for worker in serving)
-    return (
-        f"{ahead} job(s) stand before it in queue {job.queue!r}, {running} are running on {len(serving)} worker(s)."
-        if ahead or running
-        else f"It is next; {len(serving)} worker(s) serve queue {job.queue!r}."
-    )
+    if ahead or running:
+        on = f"{running} are running on {len(serving)} worker(s)"
+        yield f"{ahead} job(s) stand before it in queue {job.queue!r}, {on}."
+    else:
+        yield f"It is next; {len(serving)} worker(s) serve queue {job.queue!r}."
+    if not running and (trouble := queue.trouble()) is not None:
+        # No reason by itself: SQL decides, and idle workers look there.
+        yield f"Redis does not wake the workers ({trouble.reason}); they look by themselves every AIGC_IDLE_LOOK_S."
 
 
-def _ahead(db: Database, job: JobRecord) -> int:
+def _ahead(connection: Connection, job: JobRecord, facts: Row[Any]) -> int:
     """Ready jobs of higher priority, of the same in batches opened earlier, and the lines before its own."""
-    with db.read() as connection:
-        opened_at = connection.scalar(select(batches.c.opened_at).where(batches.c.id == job.batch_id)) or time.time()
-        others = connection.scalar(
-            select(func.coalesce(func.sum(backlog.c.ready), 0))
-            .join(lanes, lanes.c.id == backlog.c.lane_id)
-            .join(batches, batches.c.id == backlog.c.batch_id)
-            .where(
-                batches.c.cancelled_at.is_(None),
-                lanes.c.queue == job.queue,
-                backlog.c.batch_id != job.batch_id,
-                or_(
-                    backlog.c.priority > job.priority,
-                    and_(backlog.c.priority == job.priority, backlog.c.opened_at < opened_at),
-                ),
-            )
+    opened_at = facts.opened_at or time.time()
+    others = connection.scalar(
+        select(func.coalesce(func.sum(backlog.c.ready), 0))
+        .join(lanes, lanes.c.id == backlog.c.lane_id)
+        .join(batches, batches.c.id == backlog.c.batch_id)
+        .where(
+            batches.c.cancelled_at.is_(None),
+            lanes.c.queue == job.queue,
+            backlog.c.batch_id != job.batch_id,
+            or_(
+                backlog.c.priority > job.priority,
+                and_(backlog.c.priority == job.priority, backlog.c.opened_at < opened_at),
+            ),
         )
-        own = connection.scalar(
-            select(func.coalesce(func.sum(backlog.c.ready), 0)).where(
-                backlog.c.batch_id == job.batch_id, backlog.c.priority > job.priority
-            )
+    )
+    own = connection.scalar(
+        select(func.coalesce(func.sum(backlog.c.ready), 0)).where(
+            backlog.c.batch_id == job.batch_id, backlog.c.priority > job.priority
         )
-        first = connection.scalar(
-            select(jobs.c.line)
-            .where(
-                jobs.c.batch_id == job.batch_id,
-                jobs.c.priority == job.priority,
-                jobs.c.state == "queued",
-                jobs.c.available_at.is_(None),
-            )
-            .order_by(jobs.c.line)
+    )
+    first = connection.scalar(
+        select(jobs.c.line)
+        .where(
+            jobs.c.batch_id == job.batch_id,
+            jobs.c.priority == job.priority,
+            jobs.c.state == "queued",
+            jobs.c.available_at.is_(None),
+        )
+        .order_by(jobs.c.line)
+        .limit(1)
+    )
+    return int(others or 0) + int(own or 0) + max(0, job.line - (first or job.line))
+
+
+# --- what it has been through ---
+
+
+def _past(connection: Connection, facts: Row[Any]) -> Iterator[str]:
+    """Marks that earlier attempts have left on a job that is not done."""
+    if facts.max_company is not None:
+        most = "alone" if facts.max_company <= 1 else f"with at most {facts.max_company - 1} others"
+        yield f"It goes into the model {most}, because a worker died while its microbatch was there."
+    if facts.give_backs:
+        last = connection.scalar(
+            select(attempts.c.error_message)
+            .where(attempts.c.job_id == facts.id, attempts.c.outcome == "given_back")
+            .order_by(attempts.c.epoch.desc())
             .limit(1)
         )
-    return int(others or 0) + int(own or 0) + max(0, job.line - (first or job.line))
+        yield _stop(
+            f"It was given back {facts.give_backs} time(s) without a charge" + (f"; last: {last}" if last else "")
+        )
+    checkpoint = connection.execute(
+        select(artifacts.c.facts, objects.c.created_at)
+        .join(objects, objects.c.key == artifacts.c.object_key)
+        .where(artifacts.c.job_id == facts.id, artifacts.c.role == "checkpoint")
+        .order_by(objects.c.created_at.desc())
+        .limit(1)
+    ).first()
+    if checkpoint is not None:
+        about = ", ".join(f"{key} {value}" for key, value in (checkpoint.facts or {}).items())
+        which = f"checkpoint of {moment(checkpoint.created_at)}" + (f" ({about})" if about else "")
+        if facts.state != "running":
+            yield f"Its next attempt goes on from its {which}."
+        elif facts.claimed_at is not None and checkpoint.created_at < facts.claimed_at:
+            yield f"It goes on from the {which} of an earlier attempt."
+        else:
+            yield f"Another attempt would go on from its {which}."
+
+
+def _too_big(connection: Connection, job: JobRecord) -> Iterator[str]:
+    """Where it did not fit, and what to do."""
+    if job.error is None or job.error["code"] != TOO_BIG:
+        return
+    tried = connection.execute(
+        select(worker_sessions.c.worker)
+        .join(attempts, attempts.c.worker_session == worker_sessions.c.id)
+        .where(attempts.c.job_id == job.id, attempts.c.error_code == TOO_BIG)
+        .order_by(attempts.c.epoch)
+    )
+    places = list(dict.fromkeys(row.worker for row in tried))
+    where = f" It did not fit on {', '.join(places)}." if places else ""
+    yield f"It is too big for the memory of every device that has tried it.{where}"
+    again = f", then `aigc retry {job.id}`" if job.status == "failed" else ""
+    yield f"Ask for fewer or smaller outputs or fewer tokens in a new job, or start a worker with more memory{again}."
+
+
+def _keeper(system: SystemRecord) -> str:
+    missing = keeper(system)
+    return f"{first_capital(missing)}." if missing else ""
+
+
+def _stop(sentence: str) -> str:
+    """With one full stop at its end."""
+    return sentence.strip().rstrip(".") + "."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from typing import Any
 
@@ -24,24 +25,55 @@ app = typer.Typer(
 )
 
 
+class ReaderGone(BaseException):
+    """Whoever read our standard output has gone, as in `aigc list | head -1`: there is nobody left to work for.
+
+    No `OSError`, for typer and rich make exit status 1 of those.
+    """
+
+
+class _Out(io.FileIO):
+    """Standard output that ends the command once its reader has gone."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+
 def main() -> None:
     """Entry point: a user's mistake gets a sentence and an exit status, a defect of ours its traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can
+    _prepare_streams()
     from producer.cli import looking, running, steering, submitting
 
     for module in (running, submitting, looking, steering):
         module.add_to(app)
     try:
-        app(prog_name="aigc")
+        try:
+            app(prog_name="aigc")
+        finally:
+            if sys.stdout is not None:  # closed by `>&-`
+                sys.stdout.flush()
     except AigcError as error:
         fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except ReaderGone:
+        # What is still buffered goes nowhere, instead of failing once more at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _prepare_streams() -> None:
+    """A terminal without Unicode shows what it can, and a reader that goes away is noticed in one place."""
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout.flush()
+        out = io.BufferedWriter(_Out(sys.stdout.fileno(), "w", closefd=False))
+        lines = sys.stdout.line_buffering or sys.stdout.write_through
+        sys.stdout = io.TextIOWrapper(out, sys.stdout.encoding, errors="backslashreplace", line_buffering=lines)
 
 
 def fail(error: AigcError) -> None:

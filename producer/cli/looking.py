@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,38 +62,42 @@ def status(
 
 
 def _overview(client: Client, *, json: bool) -> None:
-    batches, workers = client.batches(limit=20), client.workers()
+    batches, system = client.batches(limit=20), client.system()
     if json:
-        show_json({"batches": [b.to_json() for b in batches], "workers": [w.to_json() for w in workers]})
+        show_json({"batches": [b.to_json() for b in batches], **system.to_json()})
         return
+    from producer.words import keeper, paused, plain, span, troubles
+
     _show_batches([batch for batch in batches if batch.status != "done"] or batches[:5])
-    if not workers:
+    if not system.workers:
         show("no worker is alive: start one with `aigc up` or `aigc worker`")
-    for worker in workers:
-        set_aside = [
-            f"could not load {model}: {why}" for model, why in (worker.condition.get("set_aside") or {}).items()
-        ]
-        trouble = "; ".join([*([worker.condition["storage"]] if worker.condition.get("storage") else []), *set_aside])
+    for worker in system.workers:
         loaded = ", ".join(worker.condition.get("models", [])) or "no model loaded"
-        show(
-            f"worker {worker.worker} ({'+'.join(worker.queues)}): {worker.running} running, {loaded}"
-            + (f"; {trouble}" if trouble else "")
-        )
+        about = f"worker {worker.worker} ({'+'.join(worker.queues)}): {worker.running} running, {loaded}"
+        show(plain("; ".join([about, *troubles(worker)])))
+    for queue, ready in system.ready.items():
+        show(f"queue {queue!r}: {ready:,} ready")
+    for one in system.paused:
+        show(f"{plain(paused(one))}; `aigc resume {one.queue}` lets it go on")
+    show(keeper(system) or f"keeper: alive, seen {span(system.keeper_silent_s or 0.0)} ago")
 
 
 def _job_status(client: Client, job_id: str, *, json: bool) -> None:
+    from producer.words import plain
+
     job = client.job(job_id)
     if json:
         show_json(job.to_json())
         return
     show(f"{job.id}  {job.status}  {job.task}  {job.model or ''}  custom_id {job.custom_id}  seed {job.seed}")
     if job.status not in ("succeeded", "failed"):
-        show(client.why(job.id))
+        show(plain(client.why(job.id)))
     if job.error:
-        show(f"{job.error['code']}: {job.error['message']}")
+        show(plain(f"{job.error['code']}: {job.error['message']}"))
     for artifact in job.artifacts:
         facts = ", ".join(f"{key} {value}" for key, value in artifact.facts.items())
-        show(f"  {artifact.role} {artifact.position}: {artifact.media_type}, {artifact.bytes} bytes, {facts}")
+        kind = f"{artifact.media_type}, {artifact.bytes} bytes"
+        show(plain(f"  {artifact.role} {artifact.position}: {kind}{', ' if facts else ''}{facts}"))
 
 
 def watch(reference: BatchReference, json: bool = JSON_OPTION) -> None:
@@ -161,21 +166,25 @@ def results(
 def why(job: Annotated[str, typer.Argument(help="id of a job: <batch>-<line>")], json: bool = JSON_OPTION) -> None:
     """In words, why a job is not done."""
     from producer.client import Client
+    from producer.words import plain
 
     reason = Client().why(job)
     if json:
         show_json({"job_id": job, "why": reason})
     else:
-        show(reason)
+        show(plain(reason))
 
 
 def events(
     reference: Reference,
     after: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="cursor: only what came after it")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with what comes, until it is done")] = False,
     json: bool = JSON_OPTION,
 ) -> None:
-    """Every change of state of a batch or a job, from a cursor on."""
+    """Every change of state of a batch or a job, from a cursor on: the number that each event begins with."""
+    from producer import happenings
     from producer.client import Client
+    from producer.words import moment, plain
     from shared.ids import batch_of
 
     gateway = Client().gateway
@@ -187,19 +196,19 @@ def events(
             raise
         job = gateway.job(reference)
         batch_id, line = batch_of(job.id), job.line
-    cursor = after
-    while True:
-        page, reached = gateway.events(batch_id, after=cursor, line=line)
-        for event in page:
-            if json:
-                show_json(event.to_json())
-                continue
-            when = time.strftime("%H:%M:%S", time.localtime(event.at))
-            detail = f"  {json_module.dumps(event.data, ensure_ascii=False)}" if event.data else ""
-            show(f"{event.id:>8}  {when}  {event.kind:<16} {event.count} job(s)  {event.worker_session or ''}{detail}")
-        if reached == cursor:
-            return
-        cursor = reached
+    found = happenings.happened(gateway, batch_id, after=after, line=line)
+    if follow:
+        found = happenings.follow(
+            gateway, batch_id, after=after, line=line, on_silence=lambda error: note(f"aigc: {error}; trying again")
+        )
+    for event in found:
+        if json:
+            show_json(event.to_json())
+        else:
+            said = happenings.in_words(event, of_one_job=line is not None)
+            show(f"{event.id:>8}  {moment(event.at)}  {plain(said)}")
+        if follow:
+            sys.stdout.flush()
 
 
 def tasks(

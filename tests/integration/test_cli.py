@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from servers import PostgresServer, RedisServer, free_port
 
+from migrations import HEAD
 from producer.cli import app, main
 from shared import jobs
 from shared.database import Database
@@ -223,6 +224,11 @@ def test_the_good_lines_are_taken_where_that_is_wished_and_the_others_named(aigc
         (("watch", "nobody"), "", "there is no batch 'nobody'"),
         (("why", "b000-7"), "", "there is no job 'b000-7'"),
         (("tasks", "ecko"), "", "did you mean 'echo'"),
+        (("pause", "a queue"), "", "'a queue' can be no queue's name"),
+        (("pause", "cpu", "--reason", b"\xff"), "", "valid Unicode"),
+        (("drain", "nobody"), "", "there is no worker 'nobody': none is alive"),
+        (("drain", b"\xff"), "", "there is no worker"),
+        (("drain", "host", "--timeout", "3"), "", "--timeout goes with --wait"),
     ],
     ids=lambda value: (
         None if isinstance(value, bytes) else " ".join(map(str, value)) if isinstance(value, tuple) else ""
@@ -302,6 +308,64 @@ def test_people_are_told_the_same_in_words(aigc: Aigc) -> None:
     assert aigc("cancel", batch_id[:8]).stdout == "1 job(s) cancelled\n"
     assert aigc("why", f"{batch_id}-1").stdout == "It was cancelled.\n"
     assert aigc("retry", "spring").stdout == "1 job(s) put back\n"
+
+
+def test_a_queue_is_paused_and_resumed_and_one_that_nobody_knows_is_remarked_on(aigc: Aigc) -> None:
+    batch_id = aigc("submit", "-", stdin=lines(GOOD)).stdout.strip()
+    paused = aigc("pause", "cpu", "--reason", "new\x1b[2J driver")
+    assert (paused.returncode, paused.stderr) == (0, "")
+    assert paused.stdout.startswith("queue 'cpu' is paused since ")
+    assert ": new\ufffd[2J driver; what runs goes on, and `aigc resume cpu` " in paused.stdout
+    assert "is paused since" in aigc("why", f"{batch_id}-1").stdout
+    unknown = aigc("pause", "cpuu", "--json")
+    assert "no job and no worker has named queue 'cpuu' so far; known are: cpu" in unknown.stderr
+    assert {"queue": "cpuu", "reason": None, "known": False}.items() <= json.loads(unknown.stdout).items()
+    overview = aigc("status")
+    assert "queue 'cpu': 1 ready" in overview.stdout
+    assert "queue 'cpuu' is paused since" in overview.stdout
+    assert "no keeper has ever been seen: retries, reaping and ringing wait for one" in overview.stdout
+    assert [one["queue"] for one in json.loads(aigc("status", "--json").stdout)["paused"]] == ["cpu", "cpuu"]
+    resumed = aigc("resume", "cpu")
+    assert (resumed.returncode, resumed.stdout) == (0, "queue 'cpu' goes on\n")
+    assert "workers hear of it when they look by themselves" in resumed.stderr
+    assert json.loads(aigc("resume", "cpu", "--json").stdout) == {"queue": "cpu", "was_paused": False}
+
+
+def test_a_worker_is_drained_and_a_wait_for_it_has_an_end(aigc: Aigc, sqlite_settings: Settings) -> None:
+    batch_id = aigc("submit", "-", stdin=lines(GOOD, GOOD, GOOD)).stdout.strip()
+    finish_some(sqlite_settings, batch_id)
+    asked = aigc("drain", "w")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout.startswith("worker w (w")
+    assert " is draining since " in asked.stdout
+    waited = aigc("drain", "w", "--wait", "--timeout", "0.1", "--json")
+    assert waited.returncode == 1, "it is not gone"
+    [session] = json.loads(waited.stdout)["sessions"]
+    assert (session["worker"], session["ended_at"], session["end"]) == ("w", None, None)
+    assert "is draining since" in aigc("status").stdout
+    jobs.close_session(Database(sqlite_settings), session["session"])
+    assert aigc("drain", "w").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("list",), ("list", "--json"), ("status",), ("status", "big"), ("results", "big"), ("events", "big"), ("--help",)],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_ends_a_command_without_a_noise(
+    aigc: Aigc, sqlite_settings: Settings, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    aigc("submit", "-", "--name", "big", stdin=lines(*[GOOD] * 1000))
+    reader, writer = os.pipe()
+    os.close(reader)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AIGC_")}
+    with os.fdopen(writer, "wb") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "producer.cli", *command],
+            env=clean | environment(sqlite_settings, None), cwd=tmp_path,
+            stdout=output, stderr=subprocess.PIPE, check=False, timeout=60,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # --- what does not answer ---
@@ -387,8 +451,8 @@ def test_a_schema_that_is_missing_names_the_command_that_makes_it(aigc: Aigc, po
     done = aigc("list", env=env)
     assert (done.returncode, done.stdout) == (2, "")
     assert "run `aigc migrate`" in done.stderr
-    assert aigc("migrate", env=env).stderr == "schema 0001 (was empty)\n"
-    assert aigc("migrate", env=env).stderr == "schema 0001 (as it was)\n"
+    assert aigc("migrate", env=env).stderr == f"schema {HEAD} (was empty)\n"
+    assert aigc("migrate", env=env).stderr == f"schema {HEAD} (as it was)\n"
     assert aigc("list", "--json", env=env).stdout == '{"batches": []}\n'
 
 
@@ -397,7 +461,7 @@ def test_a_schema_of_a_newer_aigc_is_said_by_every_command(aigc: Aigc, sqlite_se
     for command in ("list", "migrate"):
         done = aigc(command)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.endswith("newer than this version of aigc (0001): update aigc\n")
+        assert done.stderr.endswith(f"newer than this version of aigc ({HEAD}): update aigc\n")
 
 
 def test_a_file_of_settings_that_is_no_text_is_named(aigc: Aigc, tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import redis
 from servers import PostgresServer, RedisServer, free_port
+from sqlalchemy import update
 from swift_server import SwiftServer
 
 from producer import doctor
 from producer.client import Client
 from producer.doctor import Check, examine
 from shared import jobs
-from shared.database import Database
+from shared.database import Database, now
 from shared.ids import new_session_id
 from shared.settings import Settings
+from shared.tables import backlog, duties
+from shared.tables import jobs as jobs_table
 
 WRONG = "not-the-secret"
 
@@ -53,23 +56,33 @@ def open_worker(settings: Settings, lease_s: float = 600, condition: dict[str, A
     database.dispose()
 
 
+def see_keeper(settings: Settings, ago_s: float = 0) -> None:
+    """A keeper that did a round so many seconds ago."""
+    database = Database(settings)
+    jobs.beat(database, lease_s=60, interval_s=2)
+    database.write(lambda c: c.execute(update(duties).values(done_at=now() - ago_s)))
+    database.dispose()
+
+
 @pytest.fixture
 def embedded(sqlite_settings: Settings, redis_server: RedisServer) -> Settings:
-    """SQLite, a folder, Redis, and a worker that is alive: all is well."""
+    """SQLite, a folder, Redis, a worker and a keeper that are alive: all is well."""
     settings = changed(sqlite_settings, redis_url=redis_server.url)
     open_worker(settings)
+    see_keeper(settings)
     return settings
 
 
 @pytest.fixture
 def cluster(postgres_settings: Settings, redis_server: RedisServer, swift_server: SwiftServer) -> Iterator[Settings]:
-    """PostgreSQL, S3, Redis, and a worker that is alive: all is well."""
+    """PostgreSQL, S3, Redis, a worker and a keeper that are alive: all is well."""
     settings = changed(
         postgres_settings, redis_url=redis_server.url, store_url=f"s3://{swift_server.new_bucket()}/prefix",
         s3_endpoint_url=swift_server.endpoint_url, s3_access_key_id=swift_server.access_key,
         s3_secret_access_key=swift_server.secret_key, connect_timeout_s=2,
     )  # fmt: skip
     open_worker(settings)
+    see_keeper(settings)
     return settings
 
 
@@ -90,7 +103,7 @@ def test_a_healthy_set_up_is_told_so(request: pytest.FixtureRequest, profile: st
     settings = request.getfixturevalue(profile)
     assert failing(settings) == {}
     checks = {check.name: check.detail for check in examine(settings)}
-    assert {"profile", "data folder", "database", "redis", "storage", "workers", "torch"} <= checks.keys()
+    assert {"profile", "data folder", "database", "redis", "storage", "workers", "keeper", "torch"} <= checks.keys()
     assert checks["workers"] == "1 alive, serving cpu, gpu"
     assert ("SQLite" if profile == "embedded" else "PostgreSQL") in checks["database"]
 
@@ -164,6 +177,17 @@ def test_a_hosted_redis_that_does_not_tell_its_policy_is_well(embedded: Settings
         with redis.Redis.from_url(hosted.url) as client:
             client.acl_setuser("guest", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-config"])
         assert failing(changed(embedded, redis_url=hosted.url.replace(f":{hosted.password}", "guest:pw"))) == {}
+
+
+def test_redis_whose_memory_is_full(embedded: Settings) -> None:
+    with RedisServer(maxmemory="2mb") as server:
+        with redis.Redis.from_url(server.url) as client:
+            while client.info("memory")["used_memory"] < 2 * 2**20 * 0.97:
+                client.rpush("somebody else's", "x" * 5000)
+        told = failing(changed(embedded, redis_url=server.url))
+    assert told.keys() == {"redis"}
+    assert "it refuses messages" in told["redis"].detail
+    assert "maxmemory" in told["redis"].advice
 
 
 # --- SQL ---
@@ -269,6 +293,7 @@ def test_the_space_is_looked_at_where_the_storage_lies(
 
 def test_no_worker(sqlite_settings: Settings, redis_server: RedisServer) -> None:
     settings = changed(sqlite_settings, redis_url=redis_server.url)
+    see_keeper(settings)
     told = failing(settings)
     assert told.keys() == {"workers"}
     assert told["workers"].detail == "none is alive, 0 job(s) wait"
@@ -284,6 +309,7 @@ def test_no_worker(sqlite_settings: Settings, redis_server: RedisServer) -> None
 
 def test_a_worker_that_cannot_store(sqlite_settings: Settings, redis_server: RedisServer) -> None:
     settings = changed(sqlite_settings, redis_url=redis_server.url)
+    see_keeper(settings)
     open_worker(settings, condition={"storage": "disk full"})
     assert failing(settings)["worker host:cpu"].detail == "cannot store results: disk full"
 
@@ -292,9 +318,78 @@ def test_a_model_that_nobody_can_load_is_told_and_no_fault_of_the_system(
     sqlite_settings: Settings, redis_server: RedisServer
 ) -> None:
     settings = changed(sqlite_settings, redis_url=redis_server.url)
-    open_worker(settings, condition={"set_aside": {"m for echo": "is no model"}})
+    see_keeper(settings)
+    open_worker(settings, condition={"set_aside": {"m for echo": {"reason": "is no model", "since": 1.0}}})
     assert failing(settings) == {}
     assert "could not load m for echo lately: is no model" in [check.detail for check in examine(settings)]
+
+
+def test_a_worker_that_is_silent_fails_and_one_that_drains_is_told(
+    sqlite_settings: Settings, redis_server: RedisServer
+) -> None:
+    settings = changed(sqlite_settings, redis_url=redis_server.url)
+    see_keeper(settings)
+    open_worker(settings, lease_s=20)  # of 60: the last renewal was 40 s ago
+    assert failing(settings)["worker host:cpu"].detail.startswith("has not been heard of for 4")
+    Client(settings).drain("host:cpu")
+    assert any(check.ok and "is draining since" in check.detail for check in examine(settings))
+
+
+# --- queues and keepers ---
+
+
+def test_a_paused_queue_is_told_and_no_fault(embedded: Settings) -> None:
+    Client(embedded).pause("night", reason="cheap power")
+    assert failing(embedded) == {}
+    [check] = [check for check in examine(embedded) if check.name == "queue night"]
+    assert check.detail.endswith(": cheap power")
+    assert check.advice == "`aigc resume night` lets it go on"
+
+
+def test_no_keeper_is_a_fault_where_there_is_work_or_a_worker(
+    sqlite_settings: Settings, redis_server: RedisServer
+) -> None:
+    settings = changed(sqlite_settings, redis_url=redis_server.url)
+    assert failing(settings).keys() == {"workers"}, "an idle system needs none"
+    open_worker(settings)
+    assert failing(settings)["keeper"].detail.startswith("no keeper has ever been seen: retries, reaping and ringing")
+    see_keeper(settings, ago_s=40)
+    told = failing(settings)
+    assert told.keys() == {"keeper"}
+    assert told["keeper"].detail.startswith("no keeper has been seen for 40 s")
+    assert "aigc keeper" in told["keeper"].advice
+    see_keeper(settings)
+    assert failing(settings) == {}
+
+
+def test_no_keeper_is_a_fault_where_jobs_wait_for_their_next_try(
+    sqlite_settings: Settings, redis_server: RedisServer
+) -> None:
+    settings = changed(sqlite_settings, redis_url=redis_server.url)
+    batch = Client(settings).submit([{"task": "echo", "params": {"message": 1}}])
+    db = Database(settings)
+    db.write(lambda c: c.execute(update(jobs_table).values(available_at=now() + 60)))
+    db.write(lambda c: c.execute(update(backlog).values(ready=0)))
+    assert failing(settings).keys() == {"workers", "keeper"}
+    assert batch.status().counts["queued"] == 1
+
+
+# --- variables ---
+
+
+def test_a_misspelt_variable_is_named_with_what_was_meant(
+    embedded: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("AIGC_GRACE=3\nAIGC_TENANT=somebody\n")
+    monkeypatch.setenv("AIGC_LEASES_S", "5")
+    monkeypatch.setenv("aigc_lease_s", "5")
+    monkeypatch.setenv("AIGC_ZZZ", "5")
+    told = failing(embedded)
+    assert {name: check.advice for name, check in told.items()} == {
+        "variable AIGC_GRACE": "did you mean AIGC_GRACE_S?", "variable AIGC_LEASES_S": "did you mean AIGC_LEASE_S?",
+    }  # fmt: skip
+    assert "variable AIGC_ZZZ" in {check.name for check in examine(embedded)}, "told, but it may be somebody else's"
 
 
 @pytest.mark.parametrize(("torch", "well"), [("2.13.0+cpu", False), ("2.13.0+cu128", True), (None, True)])

@@ -24,7 +24,7 @@ VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z0-9_]+)(?:(:-|:\?)((?:[^${}]|\$\{[^}]*\}
 #: `NAME=value`, also where it is commented out
 ASSIGNMENT = re.compile(r"^(?:# )?([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 #: what an operator sets about one process by hand, or `aigc worker` by itself; a compose file has no say in it
-SET_ELSEWHERE = {"AIGC_QUEUES", "AIGC_PARENT_PID"}
+SET_ELSEWHERE = {"AIGC_QUEUES", "AIGC_PARENT_PID", "AIGC_PULSE_FILE"}
 SECRETS = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIGC_S3_ACCESS_KEY_ID", "AIGC_S3_SECRET_ACCESS_KEY"}
 
 SETTINGS = {f"AIGC_{name.upper()}" for name in Settings.model_fields}

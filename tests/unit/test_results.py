@@ -312,13 +312,26 @@ def test_a_text_too_large_for_a_line_becomes_a_file(gateway: FakeGateway, tmp_pa
 
 def test_only_outputs_are_fetched(gateway: FakeGateway, tmp_path: Path) -> None:
     job = gateway.add(("image/png", PNG))
-    checkpoint = dataclasses.replace(job.artifacts[0], id=7, role="checkpoint", key="default/b1/checkpoint")
-    gateway.records[0] = dataclasses.replace(job, artifacts=(*job.artifacts, checkpoint))
+    preview, checkpoint = (
+        dataclasses.replace(job.artifacts[0], id=n, role=role, key=f"default/b1/{role}")
+        for n, role in ((7, "preview"), (8, "checkpoint"))
+    )
+    gateway.records[0] = dataclasses.replace(job, artifacts=(*job.artifacts, preview, checkpoint))
 
     fetch(gateway, tmp_path)
 
     assert [a.role for a in gateway.opened] == ["output"]
-    assert [a["role"] for a in lines_of(tmp_path)[0]["artifacts"]] == ["output", "checkpoint"]
+    assert [a["role"] for a in lines_of(tmp_path)[0]["artifacts"]] == ["output", "preview"]
+
+
+def test_a_job_that_has_not_succeeded_has_no_output_in_its_line(gateway: FakeGateway, tmp_path: Path) -> None:
+    job = gateway.add(("image/png", PNG))
+    gateway.records[0] = dataclasses.replace(job, status="running")
+
+    fetch(gateway, tmp_path)
+
+    assert gateway.opened == []
+    assert lines_of(tmp_path)[0]["artifacts"] == []
 
 
 def test_csv_keeps_formulas_from_a_spreadsheet(gateway: FakeGateway, tmp_path: Path) -> None:

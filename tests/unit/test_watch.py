@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
+import time as real_time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +17,7 @@ from rich.console import Console
 from producer import watch as watching
 from producer.records import BatchRecord, ErrorSum
 from producer.watch import Bar, hms, rate, status_table, summary_line, watch
+from producer.words import moment, span
 from shared.errors import NotFound, Unavailable
 
 SILENT = Unavailable("database", "postgresql://db", "does not answer")
@@ -209,6 +212,15 @@ def test_words_for_numbers() -> None:
     assert summary_line(dataclasses.replace(batch(succeeded=1), name=None, rate_per_s=2.0, eta_s=9.0)) == (
         "b1: running, 1 job, 1 succeeded, 2.0/s, 0:00:09 left"
     )
+
+
+def test_words_for_moments_and_spans() -> None:
+    assert [span(s) for s in (0.4, 25.2, 99, 100, 3599, 7500, 7200, 200_000)] == [
+        "0 s", "25 s", "99 s", "2 min", "1 h", "2 h 5 min", "2 h", "2 d 7 h",
+    ]  # fmt: skip
+    today = real_time.time()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", moment(today))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", moment(today - 2 * 86_400))
 
 
 def test_rich_is_loaded_only_for_a_terminal() -> None:
