@@ -17,10 +17,8 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, literal, no
 from shared.counters import upsert
 from shared.database import Database, now
 from shared.errors import NotFound, RequestError
-from shared.tables import attempts, duties, jobs, lanes, paused_queues, worker_sessions
+from shared.tables import PULSE, attempts, duties, jobs, lanes, paused_queues, worker_sessions
 
-#: the duty under which keepers note that one of them has reached this database
-PULSE = "pulse"
 #: names that an error lists at most
 _NAMED = 8
 #: as jobs may name one

@@ -307,6 +307,9 @@ paused_queues = Table(
     Column("reason", Text),
 )
 
+#: the duty by which keepers say that they reach this database
+PULSE = "pulse"
+
 duties = Table(
     "duties",
     metadata,

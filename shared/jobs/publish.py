@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, exists, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select, tuple_, update
 
 from shared.counters import moved, upsert
 from shared.database import Database
-from shared.jobs.pieces import MOVED, fenced, held_by
+from shared.jobs.pieces import CHUNK, MOVED, fenced, held_by
 from shared.tables import artifacts, jobs, objects
 
 #: what a running job may publish
@@ -115,20 +115,22 @@ def refer(connection: Connection, files: Sequence[tuple[str, str, Sequence[Store
 
 def supersede(connection: Connection, job_ids: Sequence[str]) -> None:
     """Jobs that are done need no checkpoints, and no previews of what is finished now."""
-    a = artifacts.c
-    which = and_(a.job_id.in_(list(job_ids)), a.role.in_(("checkpoint", "preview")))
-    _drop(connection, set(connection.scalars(delete(artifacts).where(which).returning(a.object_key))))
-
-
-def _drop(connection: Connection, keys: set[str]) -> None:
-    """Objects that nothing refers to any more are the collector's."""
-    if not keys:
-        return
-    o = objects.c
-    referred = exists(select(artifacts.c.id).where(artifacts.c.object_key == o.key))
-    connection.execute(
-        update(objects).where(o.key.in_(sorted(keys)), o.state == "stored", ~referred).values(state="dropped")
+    drop_artifacts(
+        connection, and_(artifacts.c.job_id.in_(list(job_ids)), artifacts.c.role.in_(("checkpoint", "preview")))
     )
+
+
+def drop_artifacts(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Delete artifacts; objects to which none refers any more are marked for the collector."""
+    _drop(connection, connection.scalars(delete(artifacts).where(which).returning(artifacts.c.object_key)))
+
+
+def _drop(connection: Connection, keys: Iterable[str]) -> None:
+    o, in_order = objects.c, sorted(set(keys))
+    referred = exists(select(artifacts.c.id).where(artifacts.c.object_key == o.key))
+    for start in range(0, len(in_order), CHUNK):
+        some = o.key.in_(in_order[start : start + CHUNK])
+        connection.execute(update(objects).where(some, o.state == "stored", ~referred).values(state="dropped"))
 
 
 def checkpoints(db: Database, job_ids: Sequence[str]) -> dict[str, StoredCheckpoint]:

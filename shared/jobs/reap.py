@@ -28,12 +28,12 @@ from shared.counters import moved, upsert
 from shared.database import Database, now
 from shared.jobs.pieces import backoff, count_errors, end_attempts, storable, take_back
 from shared.tables import (
+    PULSE,
     duties,
     jobs,
     worker_sessions,
 )
 
-_PULSE = "pulse"
 _DIED = "the worker that ran this job alone died every time; its memory may not suffice, or the model crashes on it"
 _STOPPED = "the worker had to stop, and its time ran out"
 
@@ -61,9 +61,9 @@ def beat(db: Database, *, lease_s: float, interval_s: float) -> Pulse:
     usual_s = max(3 * interval_s, lease_s / 3, 1.0)
 
     def work(connection: Connection) -> Pulse:
-        last = connection.scalar(select(d.done_at).where(d.name == _PULSE).with_for_update())
+        last = connection.scalar(select(d.done_at).where(d.name == PULSE).with_for_update())
         if last is None:
-            first = upsert(connection)(duties).values(name=_PULSE, done_at=now()).on_conflict_do_nothing()
+            first = upsert(connection)(duties).values(name=PULSE, done_at=now()).on_conflict_do_nothing()
             connection.execute(first)
             return Pulse(first=True, gap_s=0.0, extended=0)
         # One reading for all that follows: should we freeze here, the next pulse sees the rest of the gap.
@@ -77,7 +77,7 @@ def beat(db: Database, *, lease_s: float, interval_s: float) -> Pulse:
                 .where(w.ended_at.is_(None), w.lease_expires_at > last)
                 .values(lease_expires_at=longer)
             ).rowcount
-        connection.execute(update(duties).where(d.name == _PULSE).values(done_at=clock))
+        connection.execute(update(duties).where(d.name == PULSE).values(done_at=clock))
         return Pulse(first=False, gap_s=max(0.0, gap), extended=extended)
 
     return db.write(work, replayable=True)
@@ -131,7 +131,7 @@ def bury(
 
 def _lapsed() -> ColumnElement[bool]:
     """Whether a lease was over at the last pulse; by the clock where no keeper has ever left one."""
-    pulse = select(duties.c.done_at).where(duties.c.name == _PULSE).scalar_subquery()
+    pulse = select(duties.c.done_at).where(duties.c.name == PULSE).scalar_subquery()
     return worker_sessions.c.lease_expires_at < func.coalesce(pulse, now())
 
 

@@ -23,6 +23,7 @@ from shared.counters import record, upsert
 from shared.database import Database, now
 from shared.errors import NotAllowed
 from shared.jobs.pieces import CHUNK, by_line
+from shared.jobs.publish import drop_artifacts
 from shared.tables import (
     artifacts,
     backlog,
@@ -31,7 +32,6 @@ from shared.tables import (
     events,
     jobs,
     lanes,
-    objects,
     tenants,
 )
 
@@ -260,13 +260,3 @@ def _remove_events(connection: Connection, *, batch_id: str) -> int:
         return 0
     first = select(events.c.id).where(events.c.batch_id == batch_id).order_by(events.c.id).limit(CHUNK)
     return connection.execute(delete(events).where(events.c.id.in_(first))).rowcount
-
-
-def drop_artifacts(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Delete artifacts; objects to which none refers any more are marked for the collector."""
-    a, o = artifacts.c, objects.c
-    keys = sorted(set(connection.scalars(delete(artifacts).where(which).returning(a.object_key))))
-    referred = exists(select(a.id).where(a.object_key == o.key))
-    for start in range(0, len(keys), CHUNK):
-        some = o.key.in_(keys[start : start + CHUNK])
-        connection.execute(update(objects).where(some, o.state == "stored", ~referred).values(state="dropped"))
