@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check format install clean chaos chaos-mutants
 
 install: $(READY)
 
@@ -19,8 +19,22 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
+# Most tests wait for something: three at a time. The chaos runs have the machine for themselves.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore tests/chaos
+	$(BIN)/python -m pytest tests/chaos
+
+# Faults of every kind against real processes: make chaos SEED=7 MINUTES=5 DATABASE=sqlite
+SEED     ?= 1
+MINUTES  ?= 5
+DATABASE ?= postgres
+
+chaos: $(READY)
+	PYTHONPATH=.:tests:tests/chaos $(BIN)/python tests/chaos/run.py --seed $(SEED) --minutes $(MINUTES) --database $(DATABASE)
+
+# Breaks each promise in a copy of the tree, and sees that tests and faults notice; takes twenty minutes.
+chaos-mutants: $(READY)
+	$(BIN)/python tests/chaos/mutants.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

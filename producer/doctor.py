@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from rapidfuzz import fuzz, process
 from redis.exceptions import ResponseError
+from sqlalchemy import false, update
 
 from producer.gateway import DirectGateway
 from producer.records import WorkerRecord
@@ -25,6 +26,7 @@ from shared.jobs import nothing_stored_yet
 from shared.queue import Queue
 from shared.settings import Settings, without_password
 from shared.storage import FOLDER_MISSING, open_storage
+from shared.tables import duties
 
 #: how alike, of 100, a variable must be to a setting to be taken for a misspelt one
 NEAR = 75
@@ -118,6 +120,8 @@ def _database(settings: Settings) -> Iterator[Check]:
     def look() -> Check:
         database = Database(settings)
         database.prepare()
+        # A server that only reads looks well until somebody submits: a write that changes nothing tells.
+        database.write(lambda connection: connection.execute(update(duties).where(false()).values(done_at=0.0)))
         kind = "SQLite" if database.is_sqlite else "PostgreSQL"
         return Check("database", True, f"{kind} at {database.address}, schema {database.revision()}")
 

@@ -10,7 +10,9 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from billiard.pool import EX_RECYCLE
@@ -54,19 +56,34 @@ def _set_up_logging(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _or_exit(prepare: Callable[..., None]) -> Callable[..., None]:
+    """Celery logs what a signal's receiver raises and goes on: a process that is half prepared must not."""
+
+    @wraps(prepare)
+    def prepared(**arguments: Any) -> None:
+        try:
+            prepare(**arguments)
+        except Exception:
+            log.exception("this process cannot be prepared, and ends")
+            _exit(1)
+
+    return prepared
+
+
 # --- in the parent ---
 
 
 @signals.celeryd_after_setup.connect
+@_or_exit
 def _look_after_child(instance: Any, **_: Any) -> None:
     """Before the child starts: it learns its queues and where its pulse is felt through the environment."""
     global _parent, _watchdog, _pulse  # noqa: PLW0603 - one worker per process is the design
+    stop_when_orphaned(settings)
     _parent, _pulse = instance, Pulse(settings.pulse_file) if settings.pulse_file else Pulse.make()
     os.environ["AIGC_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
     os.environ["AIGC_PULSE_FILE"] = str(_pulse.path)
     _watchdog = Watchdog(settings, Database(settings), _pulse, on_stopped=_leave)
     _watchdog.start()
-    stop_when_orphaned(settings)
 
 
 @signals.worker_shutting_down.connect
@@ -97,6 +114,7 @@ def _leave() -> None:
 
 
 @signals.worker_process_init.connect
+@_or_exit
 def _start(**_: Any) -> None:
     """Listen for the parent's word, look into SQL at once and then now and then."""
     global _worker  # noqa: PLW0603 - one worker per process is the design

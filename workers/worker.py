@@ -43,7 +43,7 @@ WINDOW_S = 600.0
 #: claims in a row that may find nothing although work was announced, before the loop rests
 EMPTY_CLAIMS = 3
 #: claims rest for at most so long after a part has failed again and again
-MAX_REST_S = 300.0
+MAX_REST_S = 60.0
 #: exit status of a process whose device does nothing more for it
 DEVICE_BROKEN_STATUS = 70
 

@@ -29,6 +29,7 @@ _CODES: dict[str, tuple[str, str]] = {
     "InvalidToken": ("it does not know the session token", "Renew the credentials of this process"),
     "PermanentRedirect": ("the bucket is in another region", _REGION),
     "RequestTimeTooSkewed": ("the clocks differ too much", "Set the clock of this machine or of the storage"),
+    "XAmzContentSHA256Mismatch": ("the content was damaged on the way", _LATER),
     "SignatureDoesNotMatch": ("the access key or its secret is wrong", _KEYS),
 }
 _FULL = {

@@ -214,6 +214,19 @@ def test_a_connection_is_cut_at_the_point_that_was_asked_for(
     assert table.rows() == ([1, 2] if stands else [2])
 
 
+def test_only_a_transaction_that_wrote_what_was_asked_for_is_cut(table: Table, tcp_proxy: TcpFaultProxy) -> None:
+    tcp_proxy.arm("commit-after", writing="INTO seen")
+    connection = table.connect()
+    connection.execute("SELECT 1")
+    connection.commit()
+    connection.execute("INSERT INTO seen VALUES (1)")
+    connection.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError):
+        connection.commit()
+
+    assert table.rows() == [1]
+
+
 def test_every_connection_is_cut_at_once(table: Table, tcp_proxy: TcpFaultProxy) -> None:
     several = [table.connect() for _ in range(3)]
 
