@@ -20,8 +20,7 @@ from shared.errors import AigcError, RequestError, Unavailable
 from shared.settings import Settings, load_settings
 from workers.devices import DeviceSlot, slots
 from workers.parent import orphaned
-from workers.pulse import Pulse
-from workers.watchdog import alive
+from workers.pulse import Pulse, alive
 
 log = logging.getLogger("aigc.worker")
 
@@ -77,7 +76,7 @@ def _keep(workers: list[_Kept], settings: Settings, db: Database) -> int:
         signal.signal(number, lambda *_: stop.set())
     while not stop.is_set() and not orphaned(settings) and not all(worker.ended for worker in workers):
         for worker in workers:
-            _look_after(worker, settings, db)
+            _look_after(worker, settings)
         stop.wait(0.2)
     for worker in workers:
         if worker.process and worker.process.poll() is None:
@@ -86,11 +85,14 @@ def _keep(workers: list[_Kept], settings: Settings, db: Database) -> int:
     for worker in workers:
         if worker.process:
             _wait_or_kill(worker.process, deadline)
-            _buried(worker, db, charged=False)
+            # Not for ever: a server that is frozen never answers.
+            returning = threading.Thread(target=_return_leftovers, args=(worker, db), daemon=True)
+            returning.start()
+            returning.join(timeout=5.0)
     return 0
 
 
-def _look_after(worker: _Kept, settings: Settings, db: Database) -> None:
+def _look_after(worker: _Kept, settings: Settings) -> None:
     if worker.ended:
         return
     if worker.process is not None:
@@ -107,23 +109,18 @@ def _look_after(worker: _Kept, settings: Settings, db: Database) -> None:
             "worker on %s ended with status %s; starting it again in %g s", worker.slot.name, status, worker.pause
         )
         worker.process, worker.due = None, time.monotonic() + worker.pause
-    if time.monotonic() >= worker.due and _buried(worker, db):
+    if time.monotonic() >= worker.due:
         worker.process, worker.started = _start(worker, settings), time.monotonic()
 
 
-def _buried(worker: _Kept, db: Database, *, charged: bool = True) -> bool:
-    """Take back what a worker held whose parent died with its child: nobody else would before the lease lapses."""
+def _return_leftovers(worker: _Kept, db: Database) -> None:
+    """Take back what a worker held that had to be killed to stop it. One that died is its successor's affair."""
     last = worker.pulse.read()
-    if not last.session or alive(last.pid):
-        return True
-    try:
-        jobs.bury(db, last.session, charged=charged)
-    except Unavailable as error:
-        log.error("the jobs of a dead worker could not be taken back yet: %s", error)
-    else:
-        worker.pulse.session("")
-        return True
-    return False
+    if last.session and not alive(last):
+        try:
+            jobs.bury(db, last.session, charged=False)
+        except Unavailable as error:
+            log.error("the jobs of a killed worker wait for its lease to lapse: %s", error)
 
 
 def _start(worker: _Kept, settings: Settings) -> subprocess.Popen[bytes]:

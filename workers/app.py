@@ -19,6 +19,7 @@ from billiard.pool import EX_RECYCLE
 from celery import signals
 
 from shared.database import Database
+from shared.errors import RequestError
 from shared.queue import TASK_NAME, make_celery
 from shared.settings import load_settings
 from workers.parent import call_when_orphaned, stop_when_orphaned
@@ -63,6 +64,9 @@ def _or_exit(prepare: Callable[..., None]) -> Callable[..., None]:
     def prepared(**arguments: Any) -> None:
         try:
             prepare(**arguments)
+        except RequestError as error:
+            log.critical("%s", error)
+            _exit(error.exit_status)
         except Exception:
             log.exception("this process cannot be prepared, and ends")
             _exit(1)
@@ -79,11 +83,22 @@ def _look_after_child(instance: Any, **_: Any) -> None:
     """Before the child starts: it learns its queues and where its pulse is felt through the environment."""
     global _parent, _watchdog, _pulse  # noqa: PLW0603 - one worker per process is the design
     stop_when_orphaned(settings)
+    _require_one_child(instance)
     _parent, _pulse = instance, Pulse(settings.pulse_file) if settings.pulse_file else Pulse.make()
     os.environ["AIGC_QUEUES"] = ",".join(instance.app.amqp.queues.consume_from)
     os.environ["AIGC_PULSE_FILE"] = str(_pulse.path)
-    _watchdog = Watchdog(settings, Database(settings), _pulse, on_stopped=_leave)
+    _watchdog = Watchdog(Database(settings), _pulse, on_stopped=_leave)
     _watchdog.start()
+
+
+def _require_one_child(instance: Any) -> None:
+    """Raises `RequestError` if Celery was told to have several children, or none that can be ended."""
+    pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
+    if instance.concurrency != 1 or instance.autoscale or "prefork" not in pool:
+        raise RequestError(
+            "a worker has one child process, which owns its device: start it without --concurrency, --autoscale "
+            "and --pool, and one more worker for each further device"
+        )
 
 
 @signals.worker_shutting_down.connect

@@ -23,8 +23,9 @@ from shared import jobs
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, Failure, Publication, StoredArtifact, Success
-from shared.storage import Storage
+from workers.depot import Depot
 from workers.generators import Done, Failed, Outcome, Output
+from workers.pulse import Pulse
 from workers.session import Session
 
 R = TypeVar("R")
@@ -81,6 +82,15 @@ class _File:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """An object on its way to the storage."""
+
+    tenant_id: str
+    body: bytes
+    media_type: str
+
+
 class Finisher:
     """The thread that stores and commits for one worker session."""
 
@@ -88,19 +98,27 @@ class Finisher:
         self,
         session: Session,
         db: Database,
-        storage: Callable[[], Storage],
+        depot: Depot,
+        pulse: Pulse,
         *,
         on_trouble: Callable[[Unavailable], None],
         on_stored: Callable[[], None],
         retry_after_s: float,
+        patience_s: float,
+        stall_s: float,
     ) -> None:
-        """`storage` is asked for at each group; `on_trouble` hears of one that fails, `on_stored` of one that does not.
+        """`on_trouble` hears of a storage that fails, `on_stored` of one that does not.
 
-        Jobs that could not be stored go back, uncharged, to be tried again in `retry_after_s` seconds.
+        What could not be stored is tried again every `retry_after_s` seconds; once the storage has been in trouble for
+        `patience_s`, the jobs go back instead, uncharged. An output may take `stall_s` to encode.
         """
         self._session = session
         self._db = db
-        self._storage = storage
+        self._depot = depot
+        self._pulse = pulse
+        self._patience_s = patience_s
+        self._stall_s = stall_s
+        self._encoding_since = 0.0
         self._on_trouble = on_trouble
         self._on_stored = on_stored
         self._retry_after_s = retry_after_s
@@ -125,15 +143,26 @@ class Finisher:
             if self._broken is not None:
                 raise FinisherBroken from self._broken
             try:
-                self._waiting.put(finished, timeout=1.0)
+                self._waiting.put(finished, timeout=0.5)
             except queue.Full:
+                self._show_what_we_wait_for()
                 continue
             return
+
+    def _show_what_we_wait_for(self) -> None:
+        """The model stands still because of us. An output may take too long to encode; storage and SQL may not."""
+        since = self._encoding_since
+        if since:
+            self._pulse.wait(since, self._stall_s)
+        else:
+            self._pulse.rest()
 
     def flush(self) -> None:
         """Wait until everything handed over is settled."""
         while self._waiting.unfinished_tasks and self._broken is None:
+            self._show_what_we_wait_for()
             time.sleep(0.005)
+        self._pulse.rest()
         if self._broken is not None:
             raise FinisherBroken from self._broken
 
@@ -178,11 +207,13 @@ class Finisher:
                 log.error("a %s of job %s could not be made:\n%s", item.output.role, item.job.id, trace)
 
     def _publish_one(self, item: Published) -> None:
-        [file] = _encoded([item.output])
+        [file] = self._encoded([item.output])
+        storage = self._depot.get()
         extension = _EXTENSIONS.get(item.output.media_type, "bin")
         key = f"{self._folder(item.job)}/p{next(self._publications)}.{extension}"
         jobs.intend(self._db, self._session.id, item.job.tenant_id, [key])
-        self._storage().put(key, file.body, media_type=item.output.media_type)
+        storage.put(key, file.body, media_type=item.output.media_type)
+        self._on_stored()
         artifact = _artifact(key, len(file.body), item.position, 0, file)
         jobs.publish(self._db, self._session.id, [Publication(item.job.id, item.job.epoch, artifact)])
 
@@ -194,7 +225,7 @@ class Finisher:
             error = item.outcome.error if isinstance(item.outcome, Failed) else None
             if isinstance(item.outcome, Done):
                 try:
-                    done.append((item, _encoded(item.outcome.outputs)))
+                    done.append((item, self._encoded(item.outcome.outputs)))
                 except Exception as defect:  # noqa: BLE001 - encoding is a part of the generator
                     log.error("an output could not be encoded:\n%s", "".join(traceback.format_exception(defect)))
                     error = JobFailed("encoding_failed", f"{type(defect).__name__}: {defect}", retryable=True)
@@ -210,29 +241,49 @@ class Finisher:
         self._session.release(item.job.id for item in group)
 
     def _store_or_give_back(self, done: Sequence[tuple[Finished, list[_File]]]) -> None:
+        uploads, placed = self._plan(done)
         try:
-            self._store_and_commit(done)
+            self._intend(uploads)
+            self._store(uploads)
         except Unavailable as error:
             if error.part != "storage":
                 raise
-            self._on_trouble(error)
             reason = str(error)
             held = [(item.job.id, item.job.epoch) for item, _ in done]
             again = {"delay_s": self._retry_after_s, "counted": False}
             self._insist(lambda: jobs.give_back(self._db, self._session.id, held, reason, **again))  # type: ignore[arg-type]
         else:
+            self._commit(done, placed)
             self._on_stored()
 
-    def _store_and_commit(self, done: Sequence[tuple[Finished, list[_File]]]) -> None:
-        uploads, placed = self._plan(done)
+    def _intend(self, uploads: Mapping[str, _Upload]) -> None:
         by_tenant: dict[str, list[str]] = {}
-        for key, (tenant, _, _) in uploads.items():
-            by_tenant.setdefault(tenant, []).append(key)
+        for key, upload in uploads.items():
+            by_tenant.setdefault(upload.tenant_id, []).append(key)
         for tenant, keys in by_tenant.items():
             self._insist(lambda tenant=tenant, keys=keys: jobs.intend(self._db, self._session.id, tenant, keys))  # type: ignore[misc]
-        storage = self._storage()
-        for key, (_, body, media_type) in uploads.items():
-            storage.put(key, body, media_type=media_type)
+
+    def _store(self, uploads: Mapping[str, _Upload]) -> None:
+        """Upload; what took an hour to make is not thrown away for a storage that is away for a moment."""
+        left = dict(uploads)
+        while left:
+            key, upload = next(iter(left.items()))
+            try:
+                self._depot.get().put(key, upload.body, media_type=upload.media_type)
+            except Unavailable as error:
+                if error.part != "storage":
+                    raise
+                self._on_trouble(error)
+                if self._session.lost or self._session.out_of_time or self._depot.troubled_s() > self._patience_s:
+                    raise
+                time.sleep(min(self._retry_after_s, 1.0))
+            else:
+                self._depot.worked()
+                del left[key]
+
+    def _commit(
+        self, done: Sequence[tuple[Finished, list[_File]]], placed: Mapping[str, Sequence[StoredArtifact]]
+    ) -> None:
         results = [
             Success(item.job.id, item.job.epoch, placed[item.job.id], item.device_s, item.record) for item, _ in done
         ]
@@ -243,9 +294,9 @@ class Finisher:
 
     def _plan(
         self, done: Sequence[tuple[Finished, list[_File]]]
-    ) -> tuple[dict[str, tuple[str, bytes, str]], dict[str, list[StoredArtifact]]]:
-        """Objects to upload, {key: (tenant, body, media type)}, and where each job's files lie in them."""
-        uploads: dict[str, tuple[str, bytes, str]] = {}
+    ) -> tuple[dict[str, _Upload], dict[str, list[StoredArtifact]]]:
+        """Objects to upload, by key, and where each job's files lie in them."""
+        uploads: dict[str, _Upload] = {}
         placed: dict[str, list[StoredArtifact]] = {item.job.id: [] for item, _ in done}
         packs: dict[tuple[str, str], list[tuple[str, int, _File]]] = {}
         for item, files in done:
@@ -254,12 +305,12 @@ class Finisher:
                     packs.setdefault((item.job.tenant_id, item.job.batch_id), []).append((item.job.id, position, file))
                     continue
                 key = self._own_key(item.job, position, file.output)
-                uploads[key] = (item.job.tenant_id, file.body, file.output.media_type)
+                uploads[key] = _Upload(item.job.tenant_id, file.body, file.output.media_type)
                 placed[item.job.id].append(_artifact(key, len(file.body), position, 0, file))
         for (tenant, batch_id), members in packs.items():
             key = f"{tenant}/{batch_id}/packs/{self._session.id}-{next(self._packs)}"
             body = b"".join(file.body for _, _, file in members)
-            uploads[key] = (tenant, body, "application/octet-stream")
+            uploads[key] = _Upload(tenant, body, "application/octet-stream")
             start = 0
             for id_, position, file in members:
                 placed[id_].append(_artifact(key, len(body), position, start, file))
@@ -273,6 +324,14 @@ class Finisher:
     def _folder(self, job: ClaimedJob) -> str:
         """Tenant, batch, job, epoch and session: what a zombie writes never lands on a winner's object."""
         return f"{job.tenant_id}/{job.batch_id}/{job.id}/{job.epoch}-{self._session.id}"
+
+    def _encoded(self, outputs: Sequence[Output]) -> list[_File]:
+        """What a generator gave, as bytes; this runs its code."""
+        self._encoding_since = time.monotonic()
+        try:
+            return [_encoded(output) for output in outputs]
+        finally:
+            self._encoding_since = 0.0
 
     def _insist(self, transition: Callable[[], R]) -> R:
         """Try a transition until the database answers: finished work is not thrown away for a restart of PostgreSQL."""
@@ -288,14 +347,11 @@ class Finisher:
                 pause = min(pause * 2, 5.0)
 
 
-def _encoded(outputs: Sequence[Output]) -> list[_File]:
-    files = []
-    for output in outputs:
-        json.dumps(dict(output.facts))  # what SQL cannot take is this job's failure, not its neighbours'
-        if len(output.media_type) > MAX_MEDIA_TYPE:
-            raise ValueError(f"media type {output.media_type[:40]}… is longer than {MAX_MEDIA_TYPE} characters")
-        files.append(_File(output, output.body if isinstance(output.body, bytes) else output.body()))
-    return files
+def _encoded(output: Output) -> _File:
+    json.dumps(dict(output.facts))  # what SQL cannot take is this job's failure, not its neighbours'
+    if len(output.media_type) > MAX_MEDIA_TYPE:
+        raise ValueError(f"media type {output.media_type[:40]}… is longer than {MAX_MEDIA_TYPE} characters")
+    return _File(output, output.body if isinstance(output.body, bytes) else output.body())
 
 
 def _artifact(key: str, object_bytes: int, position: int, start: int, file: _File) -> StoredArtifact:

@@ -29,3 +29,8 @@ def free_cached(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, of the device or of the host."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()

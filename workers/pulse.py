@@ -14,22 +14,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-_LAYOUT = struct.Struct("=q64sdd")
-_SESSION, _STEPPED = 8, 72
+import psutil
+
+_LAYOUT = struct.Struct("=qq64sddd")
+_SESSION, _SIGN = 16, 80
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the parent sees at one moment."""
 
-    #: process id of the child; 0 before it has said anything
+    #: process id of the child, 0 before it has said anything; and when it was started, in ticks since the host was
     pid: int
+    started: int
     #: its worker session; empty if it has none
     session: str
-    #: when the last step of the model was made, or the microbatch begun; 0 = it is not in a model
+    #: when the last step of the model was made, or that began which should not take for ever; 0 = nothing such goes on
     stepped_at: float
+    #: seconds after which it counts as stuck
+    patience_s: float
     #: when the time of a job in the model is up; 0 = none of them has a limit
     deadline: float
+
+
+#: before any child has said anything
+NOTHING = Reading(0, 0, "", 0.0, 0.0, 0.0)
 
 
 class Pulse:
@@ -70,23 +79,45 @@ class Pulse:
 
     def begin(self) -> None:
         """This process is the child now, and has no session."""
-        self._map[:] = _LAYOUT.pack(os.getpid(), b"", 0.0, 0.0)
+        self._map[:] = _LAYOUT.pack(os.getpid(), _process(os.getpid())[1], b"", 0.0, 0.0, 0.0)
 
     def session(self, id_: str) -> None:
         """The worker session in force; empty once it has ended in good order."""
         self._map[_SESSION : _SESSION + 64] = id_.encode().ljust(64, b"\0")
 
-    def step(self, at: float, deadline: float | None) -> None:
-        """In the model: a step was made, or the first is about to be."""
-        struct.pack_into("=dd", self._map, _STEPPED, at, deadline or 0.0)
+    def wait(self, since: float, patience_s: float, deadline: float | None = None) -> None:
+        """Something goes on that made its last step then, and counts as stuck after so many seconds without another."""
+        struct.pack_into("=ddd", self._map, _SIGN, since, patience_s, deadline or 0.0)
 
     def rest(self) -> None:
-        """Out of the model."""
-        struct.pack_into("=dd", self._map, _STEPPED, 0.0, 0.0)
+        """Nothing goes on that could be stuck."""
+        struct.pack_into("=ddd", self._map, _SIGN, 0.0, 0.0, 0.0)
 
     # --- the parent's side ---
 
     def read(self) -> Reading:
         """What the child said last."""
-        pid, session, stepped_at, deadline = _LAYOUT.unpack(self._map[:])
-        return Reading(pid, session.rstrip(b"\0").decode("ascii", "replace"), stepped_at, deadline)
+        pid, started, session, stepped_at, patience_s, deadline = _LAYOUT.unpack(self._map[:])
+        name = session.rstrip(b"\0").decode("ascii", "replace")
+        return Reading(pid, started, name, stepped_at, patience_s, deadline)
+
+
+def alive(child: Reading) -> bool:
+    """Whether the process that said this runs, or could go on. Not: another one that came to have its number."""
+    return _process(child.pid) == (True, child.started)
+
+
+def _process(pid: int) -> tuple[bool, int]:
+    """Whether a process is there and no zombie, and when it was started: in ticks, which no setting of a clock moves.
+
+    Without /proc the second is 0: then numbers alone have to do.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except FileNotFoundError:
+        if not Path("/proc/self/stat").exists():
+            return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE, 0
+        return False, 0
+    except ProcessLookupError:
+        return False, 0
+    return state not in "ZX", int(rest[18])

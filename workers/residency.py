@@ -14,6 +14,7 @@ from shared.errors import AigcError, JobFailed, ModelRejected
 from shared.settings import Settings
 from workers.generators import Device, Generator, ModelFiles
 from workers.model_files import resolve
+from workers.pinned import free_cached, out_of_memory
 
 log = logging.getLogger("aigc.worker")
 
@@ -105,7 +106,7 @@ class Residency:
         if known is not None and known.until > time.monotonic():
             raise known.error
         try:
-            resident = self._load(task, model)
+            resident = self._load_with_room(task, model)
         except AigcError as error:
             if not isinstance(error, JobFailed):
                 raise
@@ -126,6 +127,24 @@ class Residency:
         later = SetAside(error, pause_s) if error.retryable else error
         self._failures[key] = _Failure(later, until, pause_s, known.since if known else time.time())
         return error if charged else later
+
+    def _load_with_room(self, task: str, model: str) -> Resident:
+        """Load; if memory does not suffice, once more without all the others. Then it may be had later."""
+        for alone in (False, True):
+            try:
+                return self._load(task, model)
+            except AigcError:
+                raise
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                log.warning("%s does not fit into memory: %s", model or task, error)
+                if alone or not self._resident:
+                    message = f"it does not fit into the memory of this worker's device: {error}"
+                    raise JobFailed("model_too_big", message, retryable=True) from error
+            self.clear()
+            free_cached(self._device().name)
+        raise AssertionError("unreachable")
 
     def _load(self, task: str, model: str) -> Resident:
         files = resolve(model, settings=self._settings) if model else None

@@ -178,7 +178,7 @@ class Session:
         try:
             held = self.all_held()
             if held:
-                jobs.give_back(self._db, self.id, held, "the worker stopped")
+                jobs.give_back(self._db, self.id, held, "the worker stopped", counted=False)
             jobs.close_session(self._db, self.id)
             self._pulse.session("")
         except Unavailable as error:
@@ -217,6 +217,8 @@ class Session:
         ours = renewed.held
         with self._guard:
             for id_, epoch in before.items():
+                if self._held.get(id_) != epoch:
+                    continue  # given back, and perhaps claimed anew, while we asked
                 known = ours.get(id_)
                 if known is None or known.epoch != epoch or known.cancel_requested:
                     self._unwanted.add(id_)
@@ -234,7 +236,11 @@ class Session:
         self._strays = strays - certain
         if certain:
             jobs.give_back(
-                self._db, self.id, [(id_, ours[id_].epoch) for id_ in certain], "the claim's answer was lost"
+                self._db,
+                self.id,
+                [(id_, ours[id_].epoch) for id_ in certain],
+                "the claim's answer was lost",
+                counted=False,
             )
 
 

@@ -31,6 +31,10 @@ class Surroundings:
     ceilings: Ceilings
     #: the storage in force; raises `Unavailable`
     storage: Callable[[], Storage]
+    #: whether this process should end after the microbatch
+    worn_out: Callable[[], bool]
+    #: seconds that one step of the model may take
+    stall_s: float
 
 
 @dataclass(slots=True)
@@ -56,7 +60,15 @@ class Steps:
         known = [limit for limit in limits if limit is not None]
         clock = time.monotonic()
         deadline = clock + max(known) if known and len(known) == len(limits) else None
-        self.surroundings.pulse.step(clock, deadline)
+        self._sign(clock, deadline)
+
+    def _sign(self, clock: float, deadline: float | None) -> None:
+        self.surroundings.pulse.wait(clock, self.surroundings.stall_s, deadline)
+
+    def settled(self, job_id: str) -> None:
+        """There is an outcome of this job: its time does not count any more."""
+        self.surroundings.session.progressed({job_id: Progress(1.0)})
+        self._sign(time.monotonic(), self._deadline())
 
     @property
     def session(self) -> str:
@@ -74,7 +86,7 @@ class Steps:
         session = self.surroundings.session
         share = min(1.0, done / max(1, total))
         session.progressed({id_: Progress(share, self._left_s(id_, clock)) for id_ in job_ids})
-        self.surroundings.pulse.step(clock, self._deadline())
+        self._sign(clock, self._deadline())
         session.check([id_ for id_ in self.left if id_ not in self.late])
 
     def _left_s(self, id_: str, clock: float) -> float | None:
@@ -102,3 +114,4 @@ class Steps:
             output = replace(output, facts={**output.facts, MADE_BY: dict(self.maker)})
         if self.wanted(job_id):
             self.surroundings.finisher.put(Published(self.jobs[job_id], output, position))
+            self._sign(time.monotonic(), self._deadline())

@@ -14,13 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
-
 from shared import jobs
 from shared.database import Database
 from shared.errors import Unavailable
-from shared.settings import Settings
-from workers.pulse import Pulse, Reading
+from workers.pulse import NOTHING, Pulse, Reading, alive
 
 log = logging.getLogger("aigc.watchdog")
 
@@ -44,13 +41,13 @@ class Death:
 class Watchdog:
     """Looks at the pulse of the child; what it finds is told to the database until that answers."""
 
-    def __init__(self, settings: Settings, db: Database, pulse: Pulse, *, on_stopped: Callable[[], None]) -> None:
+    def __init__(self, db: Database, pulse: Pulse, *, on_stopped: Callable[[], None]) -> None:
         """`on_stopped` is called once the child had to be ended after `stop_within`, and its jobs are back."""
-        self._settings = settings
         self._db = db
         self._pulse = pulse
         self._on_stopped = on_stopped
-        self._before = pulse.read()
+        self._before = NOTHING
+        self._dead = (0, 0)
         self._suspect: str | None = None
         self._sentence: Death | None = None
         self._graves: list[Death] = []
@@ -78,18 +75,19 @@ class Watchdog:
     def look(self, clock: float) -> None:
         """One look, at this moment by `time.monotonic`."""
         before, reading = self._before, self._pulse.read()
+        if self._dead == (reading.pid, reading.started):
+            reading = NOTHING  # it says what a child said that is long buried
         self._before = reading
-        gone = not before.pid or reading.pid != before.pid or not alive(before.pid)
-        if gone and before.pid:
+        same = (before.pid, before.started) == (reading.pid, reading.started)
+        if before.pid and not (same and alive(before)):
             # What the child said last; between two looks nobody begins a session and dies.
-            last = reading if reading.pid == before.pid else before
-            self._note_death(last)
-            if reading.pid == before.pid:
-                self._before = Reading(0, "", 0.0, 0.0)
-        elif not gone:
+            self._note_death(reading if same else before)
+            self._dead = (before.pid, before.started)
+            self._before = NOTHING if same else reading
+        elif before.pid:
             self._judge(reading, clock)
         self._bury()
-        if gone and self._forced and not self._graves:
+        if self._forced and not self._graves and not self._before.pid:
             self._forced = False
             self._on_stopped()
 
@@ -109,7 +107,7 @@ class Watchdog:
             os.kill(reading.pid, signal.SIGKILL)
 
     def _sentence_for(self, reading: Reading, clock: float) -> Death | None:
-        session, stall_s = reading.session, self._settings.stall_s
+        session, patience_s = reading.session, reading.patience_s
         if self._stop_at is not None and clock > self._stop_at:
             return Death(session, "stopped", "the worker stopped before it was done", charged=False)
         if not reading.stepped_at:
@@ -117,8 +115,11 @@ class Watchdog:
         if reading.deadline and clock > reading.deadline + OVERTIME_S:
             message = "its time was up (timeout_s) in the middle of a step of the model; its worker was ended"
             return Death(session, "timed_out", message)
-        if clock - reading.stepped_at > stall_s:
-            message = f"the model made no step for {stall_s:g} s (AIGC_STALL_S); its worker was ended"
+        if clock - reading.stepped_at > patience_s:
+            message = (
+                f"nothing moved for {patience_s:g} s, in a step of the model or while it was loaded or its output "
+            )
+            message += "encoded (AIGC_STALL_S, AIGC_LOAD_S); its worker was ended"
             return Death(session, "stalled", message)
         return None
 
@@ -140,11 +141,3 @@ class Watchdog:
                 log.error("the jobs of a dead process could not be taken back yet: %s", error)
                 return
             self._graves.pop(0)
-
-
-def alive(pid: int) -> bool:
-    """Whether this process runs, or could go on."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

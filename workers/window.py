@@ -21,7 +21,7 @@ from shared.tasks import get_task
 from workers.checkpoints import with_checkpoints
 from workers.finisher import Finished, FinisherBroken
 from workers.generators import Device, Failed, Outcome, Work
-from workers.pinned import free_cached
+from workers.pinned import free_cached, out_of_memory
 from workers.residency import Resident
 from workers.session import Stopping, Unwanted
 from workers.steps import Steps, Surroundings
@@ -72,7 +72,7 @@ class Window:
         """Take every job through the model, unless told to stop; what has no outcome stays in the session's hands."""
         self._by_id = {job.id: job for job in claimed}
         for works in self._microbatches(self._works(claimed), microbatch):
-            if self._session.stopping:
+            if self._session.stopping or self._around.worn_out():
                 return
             self._microbatch(works)
 
@@ -132,13 +132,15 @@ class Window:
         steps = Steps(around, left, self._by_id, self._maker)
         together = list(left.values())
         broken: Exception | None = None
+        fitted = True
         steps.begin()
         try:
             for outcome in self._resident.generator.generate(together, steps):
                 del left[outcome.job_id]
                 self._hand_over(outcome, meter.share())
+                steps.settled(outcome.job_id)
         except Unwanted:
-            pass
+            fitted = False
         except (Stopping, SessionLost, Unavailable, FinisherBroken):
             raise
         except Exception as error:  # noqa: BLE001 - a generator's defect is the job's failure, with its traceback
@@ -146,7 +148,8 @@ class Window:
         finally:
             around.pulse.rest()
         if broken is None:
-            around.ceilings.fitted(self._kind(together), len(together))
+            if fitted:
+                around.ceilings.fitted(self._kind(together), len(together))
         else:
             self._broken(broken, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
         for id_ in sorted(steps.late & set(left)):
@@ -162,7 +165,7 @@ class Window:
                 self._hand_over(Failed(work.job_id, _explained(error)), meter.share())
             return
         log.warning("a microbatch of %d failed (%s); trying the %d left in halves", len(together), error, len(rest))
-        if _out_of_memory(error):
+        if out_of_memory(error):
             self._around.ceilings.ran_out(self._kind(together), len(together))
         # The frames of the failure hold what it had in memory, and the halves need the room.
         traceback.clear_frames(error.__traceback__)
@@ -176,20 +179,16 @@ class Window:
         self._around.finisher.put(Finished(self._by_id[outcome.job_id], outcome, device_s, self._record))
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
 def _device_is_broken(error: Exception) -> bool:
     """After an error of this kind CUDA refuses every call of the process (CUDA's "sticky" errors)."""
-    return str(error).startswith(("CUDA error:", "HIP error:")) and not _out_of_memory(error)
+    return str(error).startswith(("CUDA error:", "HIP error:")) and not out_of_memory(error)
 
 
 def _explained(error: Exception) -> JobFailed:
     """A generator's exception as the end of an attempt; the traceback goes to the log."""
     if isinstance(error, JobFailed):
         return error
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return JobFailed("out_of_memory", f"not even alone does this job fit into memory: {error}", retryable=True)
     log.error("a generator failed:\n%s", "".join(traceback.format_exception(error)))
     return JobFailed("generator_error", f"{type(error).__name__}: {error}", retryable=True)

@@ -19,10 +19,11 @@ from shared import jobs
 from shared.database import Database
 from shared.errors import AigcError, JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
-from shared.scheduling import choose, window
+from shared.scheduling import Waiting, choose, window
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
 from workers.ceilings import Ceilings
+from workers.depot import Depot
 from workers.finisher import Finisher, FinisherBroken
 from workers.generators import Device
 from workers.look import look
@@ -30,6 +31,7 @@ from workers.memory import Growth
 from workers.pinned import pinned_device
 from workers.pulse import Pulse
 from workers.residency import Residency, SetAside
+from workers.rest import Rest
 from workers.session import Session, Stopping
 from workers.steps import Surroundings
 from workers.window import DeviceBroken, Window
@@ -40,10 +42,6 @@ log = logging.getLogger("aigc.worker")
 AGE_BOUND_S = 30.0
 #: estimated seconds of work that one claim takes at most
 WINDOW_S = 600.0
-#: claims in a row that may find nothing although work was announced, before the loop rests
-EMPTY_CLAIMS = 3
-#: claims rest for at most so long after a part has failed again and again
-MAX_REST_S = 60.0
 #: exit status of a process whose device does nothing more for it
 DEVICE_BROKEN_STATUS = 70
 
@@ -66,27 +64,27 @@ class Worker:
         the process at once, with a status, when nothing good can come of it any more.
         """
         self._settings = settings
-        self._on_drain = on_drain or self.ask_to_stop
-        self._abort = abort
-        self._pulse = Pulse(settings.pulse_file) if settings.pulse_file else Pulse.private()
-        self._pulse.begin()
-        self._ceilings = Ceilings()
-        self._growth = Growth(settings.memory_growth_mb * 2**20)
-        self._unserved_since: float | None = None
-        #: whether this process should end in good order for a new one to take its place
-        self.worn_out = False
         self._device_label = device
         self._queues = list(queues)
+        self._on_drain = on_drain or self.ask_to_stop
+        self._abort = abort
         self._db = Database(settings)
+        self._pulse = Pulse(settings.pulse_file) if settings.pulse_file else Pulse.private()
+        self._pulse.begin()
         self._busy = threading.Lock()
-        self._stop_within: float | None = None
-        self._rest = _Rest(settings.idle_look_s)
-        self._storage: Storage | None = None
-        self._storage_trouble = Unavailable("storage", settings.storage_url, "it was not opened yet")
+        self._stop_at: float | None = None
+        self._unserved_since: float | None = None
+        # The storage has a rest of its own: only a result that was stored shows that it is well.
+        self._rest, self._storage_rest = Rest(settings.idle_look_s), Rest(settings.idle_look_s)
+        self._depot = Depot(self._open_storage, pause_s=settings.idle_look_s)
         self._session: Session | None = None
         self._finisher: Finisher | None = None
         self._device: Device | None = None
         self._residency = Residency(settings, self._pinned)
+        self._ceilings = Ceilings()
+        self._growth = Growth(settings.memory_growth_mb * 2**20)
+        #: whether this process should end in good order for a new one to take its place
+        self.worn_out = False
 
     @property
     def session_id(self) -> str | None:
@@ -98,16 +96,15 @@ class Worker:
     def drain(self) -> int:
         """Run everything that can be claimed; returns how many jobs were taken. One caller at a time, others wait."""
         taken = 0
+        # Lanes that gave nothing although jobs were announced: others were faster, or nobody has ended them yet.
+        barren: set[tuple[int, int]] = set()
         with self._busy:
-            empty = 0
-            while not self._ending and not self._rest.going_on and empty < EMPTY_CLAIMS:
+            while not self._ending and not self._resting:
                 try:
-                    session, finisher = self._ready()
-                    claimed = self._claim(session, finisher)
+                    claimed = self._claim(*self._ready(), barren)
+                    self._rest.end()
                     if claimed is None:
-                        session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
                         break
-                    empty = 0 if claimed else empty + 1
                     taken += len(claimed)
                 except SessionLost:
                     log.warning("what was in hand belongs to others now; this worker begins anew")
@@ -127,24 +124,29 @@ class Worker:
 
     def idle_look(self) -> None:
         """Drain, unless that is going on already: finds work whose message was lost, and parts that are back."""
-        if not self._busy.locked() and not self._ending:
-            if self._session is None or self._session.lost:
-                with self._busy:
-                    self._show_itself()
-            taken = 0
-            try:
-                taken = self.drain()
-            finally:
-                self._notice_if_stuck(taken)
-            if self._session is not None:
-                self._session.say("set_aside", self._residency.set_aside or None)
+        if self._busy.locked() or self._ending:
+            return
+        with self._busy:
+            self._show_itself()
+        taken = 0
+        try:
+            taken = self.drain()
+        finally:
+            self._notice_if_stuck(taken)
+        if self._session is not None:
+            self._session.say("set_aside", self._residency.set_aside or None)
 
     def ask_to_stop(self, within_s: float | None = None) -> None:
         """Claim nothing more; finish or give back what is held within so many seconds (default: the grace period)."""
-        self._stop_within = grace = self._settings.grace_s if within_s is None else within_s
-        if self._session is not None:
+        grace = self._settings.grace_s if within_s is None else within_s
+        if self._stop_at is None:
             # The finisher and the parent need a moment of the grace period for themselves.
-            self._session.ask_to_stop(max(0.0, grace - 2.0) if grace > 4 else grace / 2)
+            self._stop_at = time.monotonic() + max(0.0, grace - 2.0 if grace > 4 else grace / 2)
+        self._tell_session_to_stop()
+
+    def _tell_session_to_stop(self) -> None:
+        if self._session is not None and self._stop_at is not None:
+            self._session.ask_to_stop(max(0.0, self._stop_at - time.monotonic()))
 
     @property
     def busy(self) -> bool:
@@ -153,7 +155,11 @@ class Worker:
 
     @property
     def _ending(self) -> bool:
-        return self._stop_within is not None or self.worn_out
+        return self._stop_at is not None or self.worn_out
+
+    @property
+    def _resting(self) -> bool:
+        return self._rest.going_on or self._storage_rest.going_on
 
     def _notice_if_stuck(self, taken: int) -> None:
         """Whoever sees ready jobs and claims none, for minutes and for no reason that it knows of, needs a restart."""
@@ -161,7 +167,7 @@ class Worker:
             waits = bool(look(self._db, self._queues).without(self._residency.set_aside_for_now))
         except Unavailable:
             waits = False
-        if taken or not waits or self._rest.going_on:
+        if taken or not waits or self._resting:
             self._unserved_since = None
             return
         clock = time.monotonic()
@@ -172,8 +178,8 @@ class Worker:
 
     def close(self) -> None:
         """End the session in good order, after the drain that may be going on has used its grace."""
-        self._stop_within = self._stop_within if self._stop_within is not None else 0.0
-        drained = self._busy.acquire(timeout=self._stop_within + 1.0)
+        self._stop_at = self._stop_at if self._stop_at is not None else time.monotonic()
+        drained = self._busy.acquire(timeout=max(0.0, self._stop_at - time.monotonic()) + 1.0)
         self._end_session()
         if drained:
             self._residency.clear()
@@ -184,10 +190,7 @@ class Worker:
 
     def _ready(self) -> tuple[Session, Finisher]:
         """A session that is ours, a storage that answered last time. Raises `AigcError` if one cannot be had."""
-        if self._storage is None:
-            # afresh: a disk may have come back elsewhere
-            self._storage = open_storage(self._settings, create=jobs.nothing_stored_yet(self._db))
-            self._storage.check()
+        self._depot.get()
         if self._session is None or self._finisher is None or self._session.lost or self._finisher.broken:
             self._end_session()
             self._pinned()
@@ -199,22 +202,28 @@ class Worker:
                 pulse=self._pulse,
                 on_drain=self._on_drain,
             )
+            self._tell_session_to_stop()  # should that have been wanted meanwhile
             self._finisher = Finisher(
-                self._session,
-                self._db,
-                self._storage_in_force,
-                on_trouble=self._failed,
-                on_stored=self._stored,
-                retry_after_s=self._settings.idle_look_s,
-            )
-        # A transition that could not be told to the database may have left something in our hands.
-        self._give_back(self._session, self._session.all_held(), "left over when the database did not answer")
+                self._session, self._db, self._depot, self._pulse,
+                on_trouble=self._failed, on_stored=self._stored, retry_after_s=self._settings.idle_look_s,
+                patience_s=min(30.0, self._settings.lease_s / 2), stall_s=self._settings.stall_s,
+            )  # fmt: skip
+        self._return_leftovers()
         return self._session, self._finisher
 
+    def _return_leftovers(self) -> None:
+        """A transition that could not be told to the database may have left something in our hands."""
+        if self._session is not None and not self._session.lost:
+            held = self._session.all_held()
+            self._give_back(self._session, held, "left over when the database did not answer", counted=False)
+
     def _show_itself(self) -> None:
-        """Open the session before there is work, so that the cluster knows of this worker."""
+        """Have a session before there is work, so that the cluster knows of this worker; keep nothing while at rest."""
         try:
-            self._ready()
+            if self._resting and self._session is not None:
+                self._return_leftovers()
+            elif self._session is None or self._session.lost:
+                self._ready()
         except Unavailable as error:
             self._failed(error)
         except AigcError as error:
@@ -227,10 +236,9 @@ class Worker:
             self._session.close()
         self._finisher = self._session = None
 
-    def _storage_in_force(self) -> Storage:
-        storage, trouble = self._storage, self._storage_trouble
-        if storage is None:
-            raise Unavailable(trouble.part, trouble.address, trouble.reason, trouble.advice)
+    def _open_storage(self) -> Storage:
+        storage = open_storage(self._settings, create=jobs.nothing_stored_yet(self._db))
+        storage.check()
         return storage
 
     def _pinned(self) -> Device:
@@ -240,35 +248,50 @@ class Worker:
 
     # --- one window ---
 
-    def _claim(self, session: Session, finisher: Finisher) -> list[ClaimedJob] | None:
-        """Claim a window and run it; None if nothing waits, empty if others were faster."""
+    def _claim(self, session: Session, finisher: Finisher, barren: set[tuple[int, int]]) -> Sequence[ClaimedJob] | None:
+        """Claim a window and run it; None if nothing waits, empty if nothing was left of what was announced."""
         seen = look(self._db, self._queues)
-        waiting = seen.without(self._residency.set_aside_for_now)
+        waiting = [
+            lane for lane in seen.without(self._residency.set_aside_for_now)
+            if (lane.lane_id, lane.priority) not in barren
+        ]  # fmt: skip
         lane = choose(waiting, self._residency.models, seen.clock, age_bound_s=AGE_BOUND_S)
-        if lane is None:
+        if lane is None or self._ending:
+            session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
             return None
-        claimed = jobs.claim(
+        claimed = self._take(session, lane, seen.sharing(lane))
+        if claimed:
+            self._unserved_since = None
+            session.hold(claimed)
+            self._run(session, finisher, claimed)
+        else:
+            barren.add((lane.lane_id, lane.priority))
+        return claimed
+
+    def _take(self, session: Session, lane: Waiting, sharing: int) -> list[ClaimedJob]:
+        return jobs.claim(
             self._db,
             session=session.id,
             lane_id=lane.lane_id,
             priority=lane.priority,
-            limit=window(lane.ready, seen.sharing(lane), self._settings.microbatch),
+            limit=window(lane.ready, sharing, self._settings.microbatch),
             window_s=WINDOW_S,
         )
-        if claimed:
-            session.hold(claimed)
-            self._run(session, finisher, claimed)
-        return claimed
 
     def _run(self, session: Session, finisher: Finisher, claimed: Sequence[ClaimedJob]) -> None:
         """Take a window through its model; whatever ends it early, nothing of it stays in our hands."""
         reason = "the worker stopped, or the job was no longer wanted"
         delay_s, code, counted = 0.0, None, True
         try:
+            self._pulse.wait(time.monotonic(), self._settings.load_s)
             resident = self._residency.get(claimed[0].task, claimed[0].model)
+            self._pulse.rest()
             session.say("models", sorted(self._residency.models))
             device = self._pinned() if resident.files else Device("cpu", "float32")
-            around = Surroundings(self._db, session, finisher, self._pulse, self._ceilings, self._storage_in_force)
+            around = Surroundings(
+                self._db, session, finisher, self._pulse, self._ceilings, self._depot.get, self._notice_growth,
+                self._settings.stall_s,
+            )  # fmt: skip
             Window(around, resident, device).run(claimed, self._settings.microbatch)
         except SetAside as error:
             reason, delay_s, code = error.message, error.for_s, error.code
@@ -278,25 +301,27 @@ class Worker:
             session.release(job.id for job in claimed)
         except Stopping:
             log.info("stopping: giving back what is not finished")
-        except Unavailable as error:
-            reason, counted = str(error), False
-            raise
         except DeviceBroken:
             claimed = ()  # what is in the model stays in our hands: it goes the way of a crash, and is charged like one
             raise
+        except AigcError as error:
+            reason, counted = str(error), False
+            raise
         finally:
+            self._pulse.rest()
             session.say("set_aside", self._residency.set_aside or None)
             finisher.flush()
             held = session.held([job.id for job in claimed])
             self._give_back(session, held, reason, delay_s=delay_s, code=code, counted=counted)
-        self._notice_growth()
 
-    def _notice_growth(self) -> None:
+    def _notice_growth(self) -> bool:
+        """Between two microbatches: whether this process has gathered so much that it should end."""
         models = self._residency.models
-        if self._growth.too_much(models, psutil.Process().memory_info().rss):
+        if not self.worn_out and self._growth.too_much(models, psutil.Process().memory_info().rss):
             mb = self._settings.memory_growth_mb
             log.error("memory grew by more than %d MB with the same models loaded: this process ends", mb)
             self.worn_out = True
+        return self.worn_out
 
     def _give_back(
         self,
@@ -316,37 +341,16 @@ class Worker:
 
     def _failed(self, error: Unavailable) -> None:
         """A part does not answer: say so, and claim nothing for a while."""
-        log.error("%s; nothing is claimed for %.3g s", error, self._rest.begin())
+        rest = self._storage_rest if error.part == "storage" else self._rest
+        log.error("%s; nothing is claimed for %.3g s", error, rest.begin())
         if error.part == "storage":
-            self._storage_trouble, self._storage = error, None
+            self._depot.failed(error)
             if self._session is not None:
                 self._session.say("storage", str(error))
 
     def _stored(self) -> None:
-        """Results were stored and committed: all is well."""
-        self._rest.end()
+        """Something was stored and committed: all is well."""
+        self._depot.worked()
+        self._storage_rest.end()
         if self._session is not None:
             self._session.say("storage", None)
-
-
-class _Rest:
-    """How long claims rest after trouble: longer each time, until something went well."""
-
-    def __init__(self, first_s: float) -> None:
-        self._first_s = self._next_s = first_s
-        self._until = 0.0
-
-    @property
-    def going_on(self) -> bool:
-        return time.monotonic() < self._until
-
-    def begin(self) -> float:
-        """Rest from now on; returns for how many seconds. Trouble during a rest makes it no longer."""
-        if not self.going_on:
-            self._until = time.monotonic() + self._next_s
-            self._next_s = min(self._next_s * 2, max(MAX_REST_S, self._first_s))
-        return self._until - time.monotonic()
-
-    def end(self) -> None:
-        """Something went well."""
-        self._until, self._next_s = 0.0, self._first_s

@@ -16,11 +16,12 @@ from sqlalchemy import select, update
 from aigc import Batch, Client
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
-from shared.jobs import bury, reap, release_due
+from shared.jobs import bury, reap, reap_overdue, release_due
 from shared.settings import Settings
 from shared.tables import artifacts, jobs, worker_sessions
 from workers import residency
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
+from workers.pulse import Reading
 from workers.worker import Worker
 
 
@@ -56,6 +57,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
         data_dir=tmp_path,
         redis_url="redis://127.0.0.1:9/0",
         lease_s=2,
+        keeper_interval_s=0.5,
         grace_s=3,
         idle_look_s=0.3,
         **more,
@@ -216,6 +218,161 @@ def test_a_worker_that_gathers_memory_ends_between_two_windows(
     assert 0 < counts["succeeded"] < 40
     assert counts["succeeded"] + counts["queued"] == 40
     leaky.close()
+
+
+def test_a_model_that_does_not_fit_beside_the_others_is_tried_alone(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs_all(cls: type[Scripted], files: ModelFiles | None, device: Device) -> Scripted:
+        if worker._residency._resident:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return Scripted()
+
+    worker._residency._resident["other", "model"] = residency.Resident(Scripted(), None)
+    monkeypatch.setattr(Scripted, "load", classmethod(needs_all))
+    batch = submitted(client, 2)
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 2
+
+
+def test_a_model_that_does_not_fit_at_all_costs_no_try_and_is_set_aside(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_big(cls: type[Scripted], files: ModelFiles | None, device: Device) -> Scripted:
+        raise MemoryError("40 GB")
+
+    monkeypatch.setattr(Scripted, "load", classmethod(too_big))
+    batch = submitted(client, 1)
+    worker.drain()
+    job = client.job(f"{batch.id}-1")
+    assert (job.status, job.attempt) == ("queued", 0)
+    assert "does not fit into the memory" in client.why(job.id)
+
+
+def test_while_a_model_is_loaded_its_parent_knows_for_how_long(
+    client: Client, worker: Worker, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Reading] = []
+
+    def slow(cls: type[Scripted], files: ModelFiles | None, device: Device) -> Scripted:
+        seen.append(worker._pulse.read())
+        return Scripted()
+
+    monkeypatch.setattr(Scripted, "load", classmethod(slow))
+    submitted(client, 1)
+    worker.drain()
+    assert seen[0].stepped_at > 0
+    assert seen[0].patience_s == worker._settings.load_s
+    assert worker._pulse.read().stepped_at == 0
+
+
+def test_a_job_that_is_done_has_no_deadline_any_more(client: Client, worker: Worker, scripted: type[Scripted]) -> None:
+    seen: list[Reading] = []
+
+    def one_after_the_other(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for job in jobs:
+            run.step([job.job_id], 1, 1)
+            seen.append(worker._pulse.read())
+            yield Done(job.job_id, [Output("text/plain", b"made")])
+            seen.append(worker._pulse.read())
+
+    scripted.script = staticmethod(one_after_the_other)
+    limited = {"params": {"message": 1}, "timeout_s": 5}
+    batch = client.submit([limited, {"params": {"message": 2}}], task="echo")
+    worker.drain()
+
+    assert [reading.deadline > 0 for reading in seen] == [True, False, False, False]
+    assert batch.status().counts["succeeded"] == 2
+
+
+def test_a_finished_job_that_waits_for_its_upload_is_not_late(
+    client: Client, settings: Settings, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Worker(settings, device="cpu", queues=["cpu"])
+    slow.idle_look()
+    storage = slow._depot.get()
+    put, go_on = storage.put, threading.Event()
+
+    def waiting(*arguments: Any, **more: Any) -> Any:
+        go_on.wait(30)
+        return put(*arguments, **more)
+
+    monkeypatch.setattr(storage, "put", waiting)
+    batch = client.submit([{"params": {"message": 1}, "timeout_s": 1}], task="echo")
+    thread = threading.Thread(target=slow.drain)
+    thread.start()
+    db = Database(settings)
+
+    def deadline() -> float | None:
+        with db.read() as connection:
+            row = connection.execute(select(jobs.c.deadline_at, jobs.c.progress)).one()
+            return 0.0 if row.progress is None else row.deadline_at
+
+    until(lambda: deadline() is None, within_s=10, what="the deadline being lifted")
+    reap_overdue(db, 0.0)
+    go_on.set()
+    thread.join(20)
+    slow.close()
+    assert [(job.status, job.attempt) for job in batch.jobs()] == [("succeeded", 1)]
+
+
+def test_one_failed_upload_costs_neither_the_later_checkpoints_nor_the_result(
+    client: Client, settings: Settings, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Worker(settings.model_copy(update={"lease_s": 20.0}), device="cpu", queues=["cpu"])
+    patient.idle_look()
+    storage = type(patient._depot.get())
+    put, failures = storage.put, iter([True, True])
+
+    def failing(self: Any, key: str, *arguments: Any, **more: Any) -> Any:
+        if "probe" not in key and next(failures, False):
+            raise Unavailable("storage", "there", "a moment of weakness", "wait")
+        return put(self, key, *arguments, **more)
+
+    monkeypatch.setattr(storage, "put", failing)
+
+    def publishing(jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
+        for number in range(3):
+            run.publish(jobs[0].job_id, Output("text/plain", str(number).encode(), role="metric"), position=number)
+            run.step([jobs[0].job_id], number + 1, 3)
+            time.sleep(0.4)  # longer than the pause after trouble
+        yield Done(jobs[0].job_id, [Output("text/plain", b"result")])
+
+    scripted.script = staticmethod(publishing)
+    batch = submitted(client, 1)
+    patient.drain()
+    patient.close()
+    [job] = batch.jobs()
+    assert (job.status, job.attempt) == ("succeeded", 1)
+    assert {artifact.role for artifact in job.artifacts} == {"metric", "output"}
+
+
+def test_told_to_stop_while_it_gets_ready_a_worker_claims_nothing(
+    client: Client, settings: Settings, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = Worker(settings, device="cpu", queues=["cpu"])
+    opened = stopping._open_storage
+
+    def told_meanwhile() -> Any:
+        stopping.ask_to_stop()
+        return opened()
+
+    monkeypatch.setattr(stopping._depot, "_opened", told_meanwhile)
+    batch = submitted(client, 1)
+    assert stopping.drain() == 0
+    stopping.close()
+    assert batch.status().counts["queued"] == 1
+
+
+def test_a_lane_that_gives_nothing_does_not_keep_the_others_waiting(
+    client: Client, worker: Worker, settings: Settings
+) -> None:
+    gone = client.submit([{"params": {"message": 1}, "priority": 5}], task="echo")
+    Database(settings).write(lambda c: c.execute(update(jobs).where(jobs.c.batch_id == gone.id).values(expires_at=1.0)))
+    batch = submitted(client, 1)
+    worker.drain()
+    assert batch.status().counts["succeeded"] == 1
+    assert gone.status().counts["queued"] == 1, "nobody has ended it yet"
 
 
 def test_an_output_that_cannot_be_encoded_fails_its_own_job(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_step_that_hangs_is_ended_although_the_lease_is_renewed(cluster: Clust
 
     result = cluster.done(hung, within_s=30)["1"]
     assert (result["status"], result["error"]["code"], result["attempts"]) == ("failed", "stalled", 1)
-    assert "no step for 2 s" in result["error"]["message"]
+    assert "nothing moved for 2 s" in result["error"]["message"]
     assert cluster.done(after, within_s=30)["1"]["text"] == "next", "the worker has a new child"
 
 
@@ -205,3 +206,10 @@ def test_a_job_that_crashes_the_model_ends_alone_and_its_31_neighbours_succeed_u
     entered = [int(line) for line in work.read_text().split()]
     assert entered[0] == 32
     assert sum(entered) <= 3 * 32, "at most three times the work of the model"
+
+
+def test_a_celery_worker_with_several_children_is_refused(cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "cpu", "-c", "2"]
+    refused = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 2
+    assert "start it without --concurrency" in refused.stderr
