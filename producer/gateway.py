@@ -329,7 +329,7 @@ class DirectGateway:
 
     def why(self, job_id: str) -> str:
         """See `producer.why`."""
-        return why(self.db, self.queue, self.job(job_id), self.system())
+        return why(self.db, self.queue, self.job(job_id), self.system(), idle_look_s=self.settings.idle_look_s)
 
     def open(self, artifact: ArtifactRecord) -> BinaryIO:
         """Only the artifact's own bytes, also when it shares its object."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from producer.records import EventRecord
+from producer.words import several
 from shared.errors import Unavailable
 from shared.tables import FINAL_STATES
 
@@ -27,13 +28,13 @@ _WORDS = {
     "succeeded": "succeeded on {worker}",
     "failed": "failed for good{on}",
     "retried": "failed{on}, to be tried again later",
-    "given_back": "given back by {worker} without a charge",
+    "given_back": "given back by {worker}, which does not count as a try",
     "lost": "taken back, because {worker} was not heard of any more",
     "released": "due again: the wait before the next try is over",
     "cancelled": "cancelled",
     "cancel_requested": "marked for cancel while running",
-    "retry_requested": "put back by the owner, with a fresh allowance",
-    "expired": "failed: not started in time (expires)",
+    "retry_requested": "put back by the owner, with all its tries again",
+    "expired": "failed: not started within the time that was set for it (--expires)",
     "published": "showed a preview, a metric or a checkpoint from {worker}",
 }
 
@@ -43,14 +44,14 @@ def in_words(event: EventRecord, *, of_one_job: bool) -> str:
     worker = event.worker or event.worker_session or "a worker"
     on = f" on {worker}" if event.worker_session else ""
     said = _WORDS.get(event.kind, event.kind.replace("_", " ") + "{on}").format(worker=worker, on=on)
-    details = [f"epoch {event.epoch}"] if event.epoch is not None else []
+    details = []
     if event.error is not None:
         details.append(": ".join(part for part in (event.error["code"], event.error["message"]) if part))
     data = dict(event.data or {})
     known = {event.error[key] for key in ("code", "message")} if event.error is not None else set()
     details += [f"{key} {value}" for key, value in data.items() if key != "code" and value not in known]
     if not of_one_job:
-        said = f"{event.count:,} {'job' if event.count == 1 else 'jobs'}{_lines(event)} {said}"
+        said = f"{several(event.count, 'job')}{_lines(event)} {said}"
     elif not event.jobs:
         said = f"{said} with its batch"
     return f"{said} ({'; '.join(details)})" if details else said

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from producer.records import JobRecord, SystemRecord, WorkerRecord
-from producer.words import first_capital, keeper, moment, paused, span, troubles
+from producer.words import first_capital, keeper, moment, paused, several, span, troubles
 from shared.database import Database, now
+from shared.jobs import BY_AGE
 from shared.queue import Queue
 from shared.tables import artifacts, attempts, backlog, batches, jobs, lanes, objects, worker_sessions
 
 #: error code of a job that does not fit into a device's memory even alone
 TOO_BIG = "out_of_memory"
+#: sentences that cost something to find
+_Told = Callable[[], Iterator[str]]
+
 #: workers, and troubles of workers, that are named at most
 NAMED = 4
 
 
-def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord) -> str:
-    """A few sentences; for a finished job, how it ended. Redis is asked only where it may explain a delay."""
+def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord, *, idle_look_s: float) -> str:
+    """A few sentences; for a finished job, how it ended. Redis is asked only where it may explain a delay.
+
+    `idle_look_s` is the time between two looks of an idle worker, as whoever asks has it set.
+    """
+    unwoken = partial(_unwoken, queue, idle_look_s)
     with db.read() as connection:
         facts = connection.execute(
             select(
@@ -34,7 +43,7 @@ def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord) -> str
         elif job.status == "running":
             said = [*_running(connection, job, facts, system), *_past(connection, facts)]
         elif job.status == "queued":
-            said = [*_queued(connection, queue, job, facts, system), *_past(connection, facts)]
+            said = [*_queued(connection, unwoken, job, facts, system), *_past(connection, facts)]
         else:
             said = [_PLAIN[job.status]]
     return " ".join(first_capital(sentence) for sentence in said)
@@ -71,7 +80,7 @@ def _running(connection: Connection, job: JobRecord, facts: Row[Any], system: Sy
         yield f"{running}: claimed, and waiting there for its model or for its turn."
     else:
         progress = f", {job.progress:.0%} of its steps are done" if job.progress else ""
-        company = f", together with {facts.company - 1} other job(s)" if (facts.company or 1) > 1 else ""
+        company = f", together with {several(facts.company - 1, 'other job')}" if (facts.company or 1) > 1 else ""
         yield f"{running}{company}{progress}."
     worker = next((worker for worker in system.workers if worker.session == facts.worker_session), None)
     if worker is None:
@@ -84,7 +93,7 @@ def _running(connection: Connection, job: JobRecord, facts: Row[Any], system: Sy
 
 
 def _queued(
-    connection: Connection, queue: Queue, job: JobRecord, facts: Row[Any], system: SystemRecord
+    connection: Connection, unwoken: _Told, job: JobRecord, facts: Row[Any], system: SystemRecord
 ) -> Iterator[str]:
     if facts.batch_state == "loading":
         yield "Its batch is still being submitted."
@@ -93,7 +102,7 @@ def _queued(
         yield "Its batch is being cancelled."
         return
     if facts.expires_at is not None and facts.expires_at <= facts.now:
-        late = f"It was not started before {moment(facts.expires_at)} (expires), and a keeper fails it."
+        late = f"It was not started before {moment(facts.expires_at)}, as it had to be, and a keeper fails it."
         yield f"{late} {_keeper(system)}".strip()
         return
     delay = list(_delay(connection, job, facts, system))
@@ -107,14 +116,16 @@ def _queued(
     yield from delay
     yield from pause
     if not serving:
-        others = f"; the {len(system.workers)} alive serve other queues" if system.workers else ""
+        alive = len(system.workers)
+        serve = "the one that is alive serves" if alive == 1 else f"the {alive} that are alive serve"
+        others = f"; {serve} other queues" if alive else ""
         yield f"No worker serves queue {job.queue!r}{others}: start one with `aigc up` or `aigc worker`."
         return
     if hindered:
         yield _of_the_workers(hindered, len(serving))
     if len(hindered) == len(serving) or delay or pause:
         return
-    yield from _turn(connection, queue, job, facts, serving)
+    yield from _turn(connection, unwoken, job, facts, serving)
 
 
 def _delay(connection: Connection, job: JobRecord, facts: Row[Any], system: SystemRecord) -> Iterator[str]:
@@ -162,19 +173,27 @@ def _more(told: Sequence[str]) -> str:
 
 
 def _turn(
-    connection: Connection, queue: Queue, job: JobRecord, facts: Row[Any], serving: list[WorkerRecord]
+    connection: Connection, unwoken: _Told, job: JobRecord, facts: Row[Any], serving: list[WorkerRecord]
 ) -> Iterator[str]:
     """Nothing stands in its way but others."""
     ahead = _ahead(connection, job, facts)
     running = sum(worker.running for worker in serving)
     if ahead or running:
-        on = f"{running} are running on {len(serving)} worker(s)"
-        yield f"{ahead} job(s) stand before it in queue {job.queue!r}, {on}."
+        stand = f"{several(ahead, 'job')} {'stands' if ahead == 1 else 'stand'}"
+        on = f"{running:,} {'is' if running == 1 else 'are'} running on {several(len(serving), 'worker')}"
+        yield f"{stand} before it in queue {job.queue!r}, {on}."
     else:
-        yield f"It is next; {len(serving)} worker(s) serve queue {job.queue!r}."
-    if not running and (trouble := queue.trouble()) is not None:
-        # No reason by itself: SQL decides, and idle workers look there.
-        yield f"Redis does not wake the workers ({trouble.reason}); they look by themselves every AIGC_IDLE_LOOK_S."
+        serve = "serves" if len(serving) == 1 else "serve"
+        yield f"It is next; {several(len(serving), 'worker')} {serve} queue {job.queue!r}."
+    if not running:
+        yield from unwoken()
+
+
+def _unwoken(queue: Queue, idle_look_s: float) -> Iterator[str]:
+    """No reason by itself, if Redis is away: SQL decides, and idle workers look there."""
+    if (trouble := queue.trouble()) is not None:
+        often = f"every {idle_look_s:g} s"
+        yield f"Redis does not wake the workers ({trouble.reason}); they look by themselves {often}."
 
 
 def _ahead(connection: Connection, job: JobRecord, facts: Row[Any]) -> int:
@@ -219,8 +238,8 @@ def _ahead(connection: Connection, job: JobRecord, facts: Row[Any]) -> int:
 def _past(connection: Connection, facts: Row[Any]) -> Iterator[str]:
     """Marks that earlier attempts have left on a job that is not done."""
     if facts.max_company is not None:
-        most = "alone" if facts.max_company <= 1 else f"with at most {facts.max_company - 1} others"
-        yield f"It goes into the model {most}, because a worker died while its microbatch was there."
+        most = "alone" if facts.max_company <= 1 else f"beside at most {several(facts.max_company - 1, 'other')}"
+        yield f"It runs {most}, because a worker died while it ran beside others."
     if facts.give_backs:
         last = connection.scalar(
             select(attempts.c.error_message)
@@ -229,13 +248,14 @@ def _past(connection: Connection, facts: Row[Any]) -> Iterator[str]:
             .limit(1)
         )
         yield _stop(
-            f"It was given back {facts.give_backs} time(s) without a charge" + (f"; last: {last}" if last else "")
+            f"It was given back {several(facts.give_backs, 'time')}, which does not count as a try"
+            + (f"; last: {last}" if last else "")
         )
     checkpoint = connection.execute(
         select(artifacts.c.facts, objects.c.created_at)
         .join(objects, objects.c.key == artifacts.c.object_key)
         .where(artifacts.c.job_id == facts.id, artifacts.c.role == "checkpoint")
-        .order_by(objects.c.created_at.desc())
+        .order_by(*(column.desc() for column in BY_AGE))
         .limit(1)
     ).first()
     if checkpoint is not None:

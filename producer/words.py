@@ -58,7 +58,14 @@ def keeper(system: SystemRecord) -> str | None:
     seen = (
         "has ever been seen" if system.keeper_silent_s is None else f"has been seen for {span(system.keeper_silent_s)}"
     )
-    return f"no keeper {seen}: retries, reaping and ringing wait for one: `aigc up` or `aigc keeper`"
+    return (
+        f"no keeper {seen}: retries and the jobs of dead workers wait for one: start it with `aigc up` or `aigc keeper`"
+    )
+
+
+def several(n: int, what: str) -> str:
+    """`1 job`, `2 jobs`, `1,200 jobs`."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def first_capital(sentence: str) -> str:

@@ -1,6 +1,10 @@
-"""What moves along with every change of a job's state, in the same transaction: counters, backlog, events.
+"""What moves along with every change of a job's state, in the same transaction: counters, backlog, errors, events.
 
-Rows are touched in the order jobs → batch_counters → backlog, each by sorted id, so that transitions do not deadlock.
+Transitions lock in one order, so that they do not deadlock: duties → worker_sessions → batches → jobs → objects and
+artifacts → batch_counters → backlog → batch_errors → events. A transaction takes all its jobs before it books, and the
+counters of all its batches before the first of several bookings (`hold`), each by sorted id; what comes after the
+counters of a batch is guarded by them. One statement that changes many jobs takes them in an order of PostgreSQL's own:
+should two of those meet the wrong way round, one of them is run again (`shared.database`).
 """
 
 from __future__ import annotations
@@ -33,6 +37,20 @@ class Moved(Protocol):
 def upsert(connection: Connection) -> Any:
     """The dialect's INSERT … ON CONFLICT."""
     return sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+
+
+def hold(connection: Connection, batch_ids: Iterable[str]) -> None:
+    """Lock the counters of these batches, by sorted id: before several bookings in one transaction."""
+    wanted = sorted(set(batch_ids))
+    if len(wanted) > 1 and connection.dialect.name != "sqlite":
+        for batch_id in wanted:
+            _lock(connection, batch_id)
+
+
+def _lock(connection: Connection, batch_id: str) -> None:
+    # Changes nothing and locks the row; with SELECT … FOR UPDATE the table's lock would come too late for a repair.
+    c = batch_counters.c
+    connection.execute(update(batch_counters).where(c.batch_id == batch_id).values(started_at=c.started_at))
 
 
 def moved(
@@ -99,8 +117,7 @@ def _count(connection: Connection, batch_id: str, source: str, target: str, n: i
             ),
         }
     if not values and connection.dialect.name != "sqlite":
-        # Changes nothing and locks the row; with SELECT … FOR UPDATE the table's lock would come too late for a repair.
-        values = {c.started_at: c.started_at}
+        _lock(connection, batch_id)
     if values:
         connection.execute(update(batch_counters).where(c.batch_id == batch_id).values(values))
 

@@ -36,12 +36,17 @@ log = logging.getLogger("aigc.database")
 
 #: seconds that a writer waits for another one on SQLite
 SQLITE_WAIT_S = 30.0
+#: seconds that one statement of a writer waits for a lock on PostgreSQL
+LOCK_WAIT_S = 10.0
 #: a transaction is tried again this often after a deadlock, a busy lock or a lost connection
 TRIES = 6
 
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
-    """Seconds since 1970 by the database's own clock (on SQLite: the host's, it has no other)."""
+    """Seconds since 1970 by the database's own clock (on SQLite: the host's, it has no other): what is written down.
+
+    Moves on within a statement, so that PostgreSQL looks nothing up by it: conditions take `moment`.
+    """
 
     type = Double()
     inherit_cache = True
@@ -52,13 +57,30 @@ def _now_postgresql(_element: now, _compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+class moment(FunctionElement[float]):  # noqa: N801 - as above
+    """The same at the beginning of the statement: for conditions, which an index can then answer."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(moment, "postgresql")
+def _moment_postgresql(_element: moment, _compiler: Any, **_: Any) -> str:
+    return "extract(epoch from statement_timestamp())::double precision"
+
+
 @compiles(now, "sqlite")
-def _now_sqlite(_element: now, _compiler: Any, **_: Any) -> str:
+@compiles(moment, "sqlite")
+def _now_sqlite(_element: now | moment, _compiler: Any, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 class CommitUnknown(Unavailable):
     """The connection broke while COMMIT was under way: the work may or may not stand. Read back, then decide."""
+
+
+class RowsLocked(Unavailable):
+    """Another transaction holds rows locked for longer than we were ready to wait; ours does not stand."""
 
 
 class Database:
@@ -97,18 +119,23 @@ class Database:
         except (DBAPIError, PoolTimeout) as error:
             raise self.explained(error) from error
 
-    def write(self, work: Callable[[Connection], T], *, replayable: bool = False) -> T:
+    def write(
+        self, work: Callable[[Connection], T], *, replayable: bool = False, lock_wait_s: float | None = None
+    ) -> T:
         """Run `work` in one transaction and commit it; `work` may be run several times.
 
         `replayable` says that `work` recognises what an earlier run of it left behind: then it is run again after a
         COMMIT whose answer was lost, too. Raises `Unavailable` when the database keeps refusing: then the work does not
         stand; and `CommitUnknown` when it may: the answer to a COMMIT was lost, and no later try has told.
+
+        With `lock_wait_s`, PostgreSQL waits so many seconds for a lock that another transaction holds, once: then
+        `RowsLocked` is raised. SQLite has one lock for all, and waits for it as ever.
         """
         unknown: CommitUnknown | None = None
         for attempt in range(1, TRIES + 1):
             try:
                 with self.engine.connect() as connection:
-                    result = self._run(connection, work)
+                    result = self._run(connection, work, lock_wait_s or LOCK_WAIT_S)
                     self._commit(connection)
                     return result
             except CommitUnknown as error:
@@ -118,6 +145,8 @@ class Database:
                 if not again:
                     raise
             except (DBAPIError, PoolTimeout) as error:
+                if lock_wait_s is not None and isinstance(error, DBAPIError) and _sqlstate(error) == _LOCKED:
+                    raise RowsLocked("database", self.address, _text(error), _ADVICE_BY_STATE[_LOCKED]) from error
                 # A server that starts again refuses for a moment; what became of the COMMIT is worth the wait.
                 again = _worth_another_try(error) or (unknown is not None and _no_answer(error))
                 if attempt == TRIES or not again:
@@ -127,12 +156,13 @@ class Database:
             time.sleep(random.uniform(0.5, 1.0) * 0.02 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _run(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+    def _run(self, connection: Connection, work: Callable[[Connection], T], lock_wait_s: float) -> T:
         if self.is_sqlite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             connection.exec_driver_sql(
-                "SELECT set_config('statement_timeout', '30000', true), set_config('lock_timeout', '10000', true), "
+                "SELECT set_config('statement_timeout', '30000', true), "
+                f"set_config('lock_timeout', '{round(lock_wait_s * 1000)}', true), "
                 "set_config('idle_in_transaction_session_timeout', '60000', true)"
             )
         return work(connection)
@@ -228,7 +258,7 @@ class Database:
             return Unavailable(
                 "database", self.address, "every connection of this process is in use", "see whether it is very slow"
             )
-        reason = " ".join(str(error.orig).split())
+        reason = _text(error)
         lowered = reason.lower()
         state = _sqlstate(error)
         for sign, advice in _ADVICE:
@@ -263,6 +293,9 @@ _ADVICE = (
     ("database is locked", "another process holds a write for very long: see what it does"),
 )
 
+#: PostgreSQL's code for a lock that could not be had in time
+_LOCKED = "55P03"
+
 #: the same by PostgreSQL's code, where the words depend on its language
 _ADVICE_BY_STATE = {
     "28P01": "check user and password in AIGC_DATABASE_URL",
@@ -271,8 +304,12 @@ _ADVICE_BY_STATE = {
     "25006": "this server only reads: name the primary in AIGC_DATABASE_URL",
     "40001": "the database is very busy: try again",
     "40P01": "the database is very busy: try again",
-    "55P03": "another process holds a lock for very long: see pg_stat_activity",
+    _LOCKED: "another process holds a lock for very long: see pg_stat_activity",
 }
+
+
+def _text(error: DBAPIError) -> str:
+    return " ".join(str(error.orig).split())
 
 
 def _sqlstate(error: DBAPIError) -> str:
@@ -293,7 +330,7 @@ def _worth_another_try(error: DBAPIError | PoolTimeout) -> bool:
         return False
     if error.connection_invalidated:
         return True
-    if _sqlstate(error) in {"40001", "40P01", "55P03"}:
+    if _sqlstate(error) in {"40001", "40P01", _LOCKED}:
         return True
     return isinstance(error.orig, sqlite3.OperationalError) and "locked" in str(error.orig)
 

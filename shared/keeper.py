@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select, update
 from shared import jobs
 from shared.audit import Auditor
 from shared.counters import upsert
-from shared.database import Database, now
+from shared.database import Database, moment, now
 from shared.errors import AigcError, Unavailable
 from shared.garbage import collect, collect_strays
 from shared.queue import SOCKET_TIMEOUT_S, Queue
@@ -49,7 +49,6 @@ class Keeper:
         self._storage: Storage | None = None
         self._stop = threading.Event()
         self._beaten_at = 0.0
-        self._lenient_until = 0.0
         self._trouble: dict[str, str | None] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -96,17 +95,16 @@ class Keeper:
         for session in jobs.reap(self._db):
             log.warning("worker session %s lost its lease; its jobs were taken back", session)
 
-    def _beat(self) -> jobs.Pulse:
+    def _beat(self) -> jobs.Beat:
         lease_s = self._settings.lease_s
         pulse = jobs.beat(self._db, lease_s=lease_s, interval_s=self._settings.keeper_interval_s)
         self._beaten_at = time.monotonic()
         if pulse.extended:
-            self._lenient_until = self._beaten_at + lease_s
             log.error(
-                "for %.1f s no keeper had reached the database: the leases of %d worker session(s) were extended, "
+                "for %.1f s no keeper had reached the database: %s longer to show signs of life, "
                 "so that none is taken for dead because of it",
                 pulse.gap_s,
-                pulse.extended,
+                "a worker has" if pulse.extended == 1 else f"{pulse.extended} workers have",
             )
         return pulse
 
@@ -121,11 +119,10 @@ class Keeper:
         """Let go what is due, and end what is late. Raises `Unavailable` if SQL does not answer."""
         jobs.release_due(self._db)
         jobs.expire(self._db)
-        # What ended while the database was away, its worker has yet to tell.
-        if time.monotonic() >= self._lenient_until:
-            overdue = jobs.reap_overdue(self._db, self._settings.lease_s)
-            if overdue:
-                log.warning("%d job(s) were taken from workers that did not end them in their time", overdue)
+        overdue = jobs.reap_overdue(self._db, self._settings.lease_s)
+        if overdue:
+            taken = "a job was" if overdue == 1 else f"{overdue} jobs were"
+            log.warning("%s taken from workers that did not end them in their time", taken)
 
     # --- the house ---
 
@@ -157,7 +154,8 @@ class Keeper:
             return
         retired = self._in_turn("retention", RETENTION_EVERY_S, lambda: jobs.retire_batches(self._db, days * DAY_S))
         if retired:
-            log.info("%d batch(es) that ended more than %g days ago were deleted", retired, days)
+            what = "a batch" if retired == 1 else f"{retired} batches"
+            log.info("deleted %s that ended more than %g days ago", what, days)
 
     def _collect(self) -> None:
         """The duties that need the storage; where it cannot be reached from here, another keeper may do them."""
@@ -204,7 +202,7 @@ class Keeper:
 def take_turn(db: Database, name: str, every_s: float) -> bool:
     """Whether this duty is due, and ours: from now on it is nobody's for so many seconds. Raises `Unavailable`."""
     d = duties.c
-    due = d.done_at <= now() - every_s
+    due = d.done_at <= moment() - every_s
     with db.read() as connection:
         known = connection.execute(select(due.label("due")).where(d.name == name)).first()
     if known is not None and not known.due:

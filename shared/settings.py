@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import RequestError
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     #: seconds between two looks of an idle worker into SQL
     idle_look_s: Annotated[float, Field(ge=0.2, le=600)] = 10.0
-    #: seconds between two rounds of the keeper
+    #: seconds between two rounds of the keeper, at most a third of the lease
     keeper_interval_s: Annotated[float, Field(ge=0.1, le=600)] = 2.0
     #: days after which a batch that has ended is deleted with its outputs; empty = it is kept for ever
     retention_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     queues: Annotated[tuple[str, ...], NoDecode] = ()
     #: seconds that a model may take for one step before its worker is ended
     stall_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    #: seconds that a model may take to be fetched and loaded before its worker is ended
+    load_s: Annotated[float, Field(ge=1, le=86_400)] = 3600.0
     #: seconds that a worker may see ready jobs and claim none before it starts anew
     stuck_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     #: megabytes that a worker may grow by, with the same models loaded, before it starts anew (0 = any)
@@ -117,6 +119,18 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _keepers_look_often_enough(self) -> Self:
+        """Else an outage, in which no worker may be taken for dead, cannot be told from a usual pause."""
+        most = self.lease_s / 3
+        if self.keeper_interval_s > most:
+            raise ValueError(
+                f"AIGC_KEEPER_INTERVAL_S is {self.keeper_interval_s:g}, and may be at most a third of AIGC_LEASE_S "
+                f"({self.lease_s:g}): set AIGC_KEEPER_INTERVAL_S to {most:.4g} or less, or AIGC_LEASE_S to "
+                f"{3 * self.keeper_interval_s:g} or more"
+            )
+        return self
 
     def make_data_dir(self) -> None:
         """Make the data folder where it is missing: prompts and outputs are for its owner alone. Raises `OSError`."""
@@ -174,8 +188,11 @@ def load_settings(**overrides: object) -> Settings:
     except OSError as error:
         raise RequestError(f".env cannot be read: {error.strerror}") from None
     except ValidationError as error:
+        # Of what concerns several settings there is no name, and the input would be all of them: passwords, too.
         lines = [
             f"AIGC_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}, got {item['input']!r}"
+            if item["loc"]
+            else str(item.get("ctx", {}).get("error", item["msg"]))
             for item in error.errors()
         ]
         raise RequestError("the settings are wrong:\n" + "\n".join(lines)) from None

@@ -116,10 +116,8 @@ class Watchdog:
             message = "its time was up (timeout_s) in the middle of a step of the model; its worker was ended"
             return Death(session, "timed_out", message)
         if clock - reading.stepped_at > patience_s:
-            message = (
-                f"nothing moved for {patience_s:g} s, in a step of the model or while it was loaded or its output "
-            )
-            message += "encoded (AIGC_STALL_S, AIGC_LOAD_S); its worker was ended"
+            message = f"nothing moved for {patience_s:g} s (a step, or encoding an output, may take AIGC_STALL_S, "
+            message += "loading AIGC_LOAD_S); its worker was ended"
             return Death(session, "stalled", message)
         return None
 

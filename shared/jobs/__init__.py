@@ -12,8 +12,16 @@ from shared.jobs.deadline import reap_overdue
 from shared.jobs.lease import Held, Progress, Renewed, SessionLost, close_session, open_session, renew
 from shared.jobs.outcome import Failure, Success, fail, give_back, intend, nothing_stored_yet, succeed
 from shared.jobs.owner import cancel_batch, cancel_jobs, finish_cancelled, retry
-from shared.jobs.publish import PUBLISHED_ROLES, Publication, StoredArtifact, StoredCheckpoint, checkpoints, publish
-from shared.jobs.reap import Pulse, beat, bury, reap
+from shared.jobs.publish import (
+    BY_AGE,
+    PUBLISHED_ROLES,
+    Publication,
+    StoredArtifact,
+    StoredCheckpoint,
+    checkpoints,
+    publish,
+)
+from shared.jobs.reap import Beat, beat, bury, reap
 from shared.jobs.retention import retire_batches
 from shared.jobs.submission import (
     Lane,
@@ -28,7 +36,7 @@ from shared.jobs.submission import (
 from shared.jobs.sweep import sweep_backlog
 
 __all__ = [
-    "PUBLISHED_ROLES", "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "Progress", "Publication", "Pulse",
+    "BY_AGE", "PUBLISHED_ROLES", "Beat", "ClaimedJob", "Failure", "Held", "Lane", "NewBatch", "Progress", "Publication",
     "Renewed", "SessionLost", "StoredArtifact", "StoredCheckpoint", "Success", "abandon_batch",
     "abandon_silent_batches", "add_jobs", "beat", "begin_batch", "bury", "cancel_batch", "cancel_jobs",
     "checkpoints", "claim", "close_session", "enter", "expire", "fail", "finish_cancelled", "give_back", "intend",

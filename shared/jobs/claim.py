@@ -15,7 +15,7 @@ from sqlalchemy import (
 )
 
 from shared.counters import moved
-from shared.database import Database, now
+from shared.database import Database, moment, now
 from shared.jobs.lease import SessionLost, is_open
 from shared.jobs.pieces import MOVED, held_by
 from shared.operators import not_paused
@@ -108,7 +108,7 @@ def _pick(connection: Connection, lane_id: int, priority: int, limit: int, windo
                 jobs.c.priority == priority,
                 jobs.c.state == literal("queued", literal_execute=True),
                 jobs.c.available_at.is_(None),
-                or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > now()),
+                or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > moment()),
             )
             .order_by(jobs.c.line)
             .limit(limit - len(picked))
@@ -127,7 +127,8 @@ def _pick(connection: Connection, lane_id: int, priority: int, limit: int, windo
 def enter(db: Database, session: str, held: Sequence[tuple[str, int]], company: int) -> set[str]:
     """Jobs, as (id, epoch), enter the model in one microbatch of `company`; returns those that are ours still.
 
-    Those of ours that were in the model before have left it: should the worker die now, it is not their doing.
+    Those of ours that were in the model before have left it: should the worker die now, it is not their doing, and
+    their time in the model is up no more. That of a job that enters begins; its deadline follows with `renew`.
     """
     c = jobs.c
     entering = tuple_(c.id, c.epoch).in_(list(held))
@@ -139,10 +140,13 @@ def enter(db: Database, session: str, held: Sequence[tuple[str, int]], company: 
                 c.worker_session == session, c.state == literal("running", literal_execute=True),
                 c.company.is_not(None), ~entering,
             )
-            .values(company=None)
+            .values(company=None, deadline_at=None)
         )  # fmt: skip
         rows = connection.execute(
-            update(jobs).where(held_by(session, held)).values(entered_at=now(), company=company).returning(c.id)
+            update(jobs)
+            .where(held_by(session, held))
+            .values(entered_at=now(), company=company, deadline_at=None)
+            .returning(c.id)
         )
         return {row.id for row in rows}
 

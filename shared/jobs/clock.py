@@ -16,17 +16,17 @@ from sqlalchemy import (
 )
 
 from shared.counters import moved
-from shared.database import Database, now
+from shared.database import Database, moment, now
 from shared.jobs.pieces import CHUNK, MOVED, all_of, count_errors, leave_queue
 from shared.tables import batches, jobs
 
-_NEVER_STARTED = "it was not started before its time ran out (expires)"
-_TRIED_BEFORE = "its time ran out (expires) before another try"
+_NEVER_STARTED = "it was not started within the time that was set for it (--expires)"
+_TRIED_BEFORE = "the time that was set for it (--expires) ran out before another try"
 
 
 def due() -> ColumnElement[bool]:
     """Jobs whose time of waiting is over. The state stands in the statement as in the index: SQLite needs it so."""
-    return and_(jobs.c.state == literal("queued", literal_execute=True), jobs.c.available_at <= now())
+    return and_(jobs.c.state == literal("queued", literal_execute=True), jobs.c.available_at <= moment())
 
 
 def late() -> ColumnElement[bool]:
@@ -34,7 +34,7 @@ def late() -> ColumnElement[bool]:
     c = jobs.c
     opened = exists().where(batches.c.id == c.batch_id, batches.c.state == "open")
     waits = c.state.in_(bindparam("waits", ("waiting", "queued"), expanding=True, literal_execute=True))
-    return and_(c.expires_at.is_not(None), waits, c.expires_at <= now(), opened)
+    return and_(c.expires_at.is_not(None), waits, c.expires_at <= moment(), opened)
 
 
 def release_due(db: Database) -> int:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 
 from shared.counters import moved, upsert
 from shared.database import Database, now
-from shared.jobs.pieces import MOVED, backoff, count_errors, end_attempts, fenced, held_by, storable, take_back
+from shared.jobs.pieces import MOVED, Ended, backoff, book, end_attempts, fenced, held_by, lock, storable, take_back
 from shared.jobs.publish import StoredArtifact, refer, supersede
 from shared.tables import (
     jobs,
@@ -136,7 +136,8 @@ def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:
         groups.setdefault(kind, []).append(failure)
 
     def work(connection: Connection) -> set[str]:
-        ours: set[str] = set()
+        lock(connection, held_by(session, [(failure.id, failure.epoch) for failure in failures]))
+        endings: list[Ended] = []
         for (code, message, retryable), members in groups.items():
             c = jobs.c
             again = and_(literal(retryable), c.attempts + 1 < c.max_attempts, ~c.cancel_requested)
@@ -146,15 +147,10 @@ def fail(db: Database, session: str, failures: Sequence[Failure]) -> set[str]:
                 attempts=c.attempts + 1, available_at=case((again, now() + backoff()), else_=null()),
                 error_code=code, error_message=message,
             )  # fmt: skip
-            ours |= {row.id for row in rows}
             spent = {member.id: {"device_s": member.device_s} for member in members}
-            for target, outcome in (("queued", "retried"), ("failed", "failed"), ("cancelled", "cancelled")):
-                these = [row for row in rows if row.state == target]
-                end_attempts(connection, session, these, outcome, spent, code, message)
-                moved(connection, these, "running", target, outcome, session=session, data={"code": code})
-                if target == "failed":
-                    count_errors(connection, these, code, message)
-        return ours
+            endings.append(Ended(rows, "retried", code, message, {"code": code}, (code, message), spent))
+        book(connection, session, endings)
+        return {row.id for ended in endings for row in ended.rows}
 
     return db.write(work, replayable=True)
 
@@ -188,22 +184,8 @@ def give_back(
             error_code=case((too_often, "given_back_too_often"), else_=literal(code) if code else null()),
             error_message=case((too_often, message), else_=literal(reason) if code else null()),
         )  # fmt: skip
-        for target, ready in (("queued", int(delay_s <= 0)), ("failed", 0), ("cancelled", 0)):
-            these = [row for row in rows if row.state == target]
-            outcome = "given_back" if target == "queued" else target
-            end_attempts(connection, session, these, outcome, {}, message=reason)
-            moved(
-                connection,
-                these,
-                "running",
-                target,
-                outcome,
-                ready=ready,
-                session=session,
-                data={"reason": reason},
-            )
-            if target == "failed":
-                count_errors(connection, these, "given_back_too_often", message)
+        data = {"reason": reason}
+        book(connection, session, [Ended(rows, "given_back", None, reason, data, ("given_back_too_often", message))])
         return {row.id for row in rows}
 
     return db.write(work, replayable=True)

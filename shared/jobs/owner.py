@@ -121,7 +121,7 @@ def _cancel(connection: Connection, which: ColumnElement[bool]) -> int:
 
 
 def retry(db: Database, tenant: str, batch_id: str, ids: Sequence[str] | None = None, *, cancelled: bool = True) -> int:
-    """T10: put failed (and cancelled) jobs of a batch back with a fresh allowance; returns how many.
+    """T10: put failed (and cancelled) jobs of a batch back with all their tries again; returns how many.
 
     `ids` picks some of them; `cancelled=False` leaves cancelled ones alone. Each is put back once, also if it fails
     again meanwhile. A cancellation that has not reached every row is finished first: others are not revived with them.
@@ -144,22 +144,24 @@ def _finish_cancel(db: Database, tenant: str, batch_id: str) -> None:
 
 def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool], states: Sequence[str]) -> int:
     c = jobs.c
+    this = and_(batches.c.id == batch_id, batches.c.state == "open")
+    stands = connection.scalar(select(batches.c.id).where(this).with_for_update(key_share=True)) is not None
     before = {
         row.id: row
         for row in connection.execute(select(c.id, c.state, c.error_code).where(which).order_by(c.id).with_for_update())
     }
     if not before:
         return 0
-    opened = update(batches).where(batches.c.id == batch_id, batches.c.state == "open").values(cancelled_at=None)
-    if connection.execute(opened).rowcount != 1:  # it was kept long enough, and is being deleted
+    if not stands:  # it was kept long enough, and is being deleted
         raise NotFound(f"there is no batch {batch_id}")
+    connection.execute(update(batches).where(this).values(cancelled_at=None))
     rows = connection.execute(
         update(jobs)
         .where(c.id.in_(list(before)), c.state.in_(states))
         .values(
-            state="queued", epoch=c.epoch + 1, attempts=0, give_backs=0, available_at=None, expires_at=None,
-            cancel_requested=False, worker_session=None, claimed_at=None, entered_at=None, company=None,
-            finished_at=None, progress=None, error_code=None, error_message=None,
+            state="queued", epoch=c.epoch + 1, attempts=0, give_backs=0, max_company=None, available_at=None,
+            expires_at=None, cancel_requested=False, worker_session=None, claimed_at=None, entered_at=None,
+            company=None, finished_at=None, progress=None, error_code=None, error_message=None,
         )
         .returning(*MOVED)
     ).all()  # fmt: skip

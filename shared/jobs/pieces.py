@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    func,
     insert,
     null,
     select,
@@ -21,10 +23,12 @@ from sqlalchemy import (
     update,
 )
 
-from shared.counters import count_error, moved
-from shared.database import Database, now
+from shared.counters import count_error, hold, moved
+from shared.database import Database, moment, now
 from shared.tables import (
+    PULSE,
     attempts,
+    duties,
     jobs,
 )
 
@@ -56,10 +60,21 @@ def held_by(session: str, held: Sequence[tuple[str, int]]) -> ColumnElement[bool
     )
 
 
+def last_pulse() -> ColumnElement[float]:
+    """When a keeper last reached the database, in seconds since 1970; the clock where none ever has."""
+    return func.coalesce(select(duties.c.done_at).where(duties.c.name == PULSE).scalar_subquery(), moment())
+
+
 def fenced(transition: str, session: str, ids: Collection[str]) -> None:
     """Say that the guard held: a worker wanted to write to jobs that are not its own any more."""
     if ids:
         log.warning("fenced: %d job(s) of session %s had another owner (%s)", len(ids), session, transition)
+
+
+def lock(connection: Connection, guard: ColumnElement[bool]) -> None:
+    """Take these jobs, by sorted id: before a transaction that changes them in several statements books the first."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(select(jobs.c.id).where(guard).order_by(jobs.c.id).with_for_update())
 
 
 def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any) -> Sequence[Row[Any]]:
@@ -76,6 +91,44 @@ def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any)
     ).all()  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Attempts that ended alike, for the books."""
+
+    #: as `take_back` returned them
+    rows: Sequence[Row[Any]]
+    #: what became of the attempts of jobs that are queued again: retried, given_back, lost; else it is the job's state
+    again: str
+    #: code and message of the attempts
+    code: str | None
+    message: str | None
+    #: what the events say
+    data: Mapping[str, Any]
+    #: code and message under which jobs that have failed for good are summed up
+    error: tuple[str, str]
+    #: more about the attempt of a job, by its id
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def book(connection: Connection, session: str, endings: Sequence[Ended], *, epochs_back: int = 0) -> None:
+    """Write down how attempts ended, and move the books; all jobs of the transaction have to be taken by now."""
+    hold(connection, (row.batch_id for ended in endings for row in ended.rows))
+    for ended in endings:
+        for target, ready in (("queued", True), ("queued", False), ("failed", False), ("cancelled", False)):
+            these = [
+                row
+                for row in ended.rows
+                if row.state == target and (target == "queued" and row.available_at is None) == ready
+            ]
+            outcome = ended.again if target == "queued" else target
+            end_attempts(
+                connection, session, these, outcome, ended.facts, ended.code, ended.message, epochs_back=epochs_back
+            )
+            moved(connection, these, "running", target, outcome, ready=int(ready), session=session, data=ended.data)
+            if target == "failed":
+                count_errors(connection, these, *ended.error)
+
+
 class Waited(Protocol):
     """Where a job stood before it ended without having run."""
 
@@ -87,6 +140,7 @@ def leave_queue(
     connection: Connection, before: Mapping[str, Waited], rows: Sequence[Row[Any]], target: str, kind: str
 ) -> None:
     """Book that jobs which waited have ended; `before` says where each of them stood."""
+    hold(connection, (row.batch_id for row in rows))
     for source, was_ready in (("waiting", False), ("queued", False), ("queued", True)):
         these = [
             row

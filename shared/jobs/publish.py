@@ -8,13 +8,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select, tuple_, update
 
-from shared.counters import moved, upsert
+from shared.counters import hold, moved, upsert
 from shared.database import Database
 from shared.jobs.pieces import CHUNK, MOVED, fenced, held_by
 from shared.tables import artifacts, jobs, objects
 
 #: what a running job may publish
 PUBLISHED_ROLES = ("preview", "metric", "checkpoint")
+#: the order in which checkpoints of a job were made, whatever their positions
+BY_AGE = (objects.c.created_at, artifacts.c.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def publish(db: Database, session: str, publications: Sequence[Publication]) -> 
         ours = {row.id for row in rows}
         items = [(row, item) for row in rows for item in publications if (item.id, item.epoch) == (row.id, row.epoch)]
         refer(connection, [(row.id, row.tenant_id, [item.artifact]) for row, item in items])
+        hold(connection, (row.batch_id for row in rows))
         for role in sorted({item.artifact.role for _, item in items}):
             these = {row.id: row for row, item in items if item.artifact.role == role}
             moved(
@@ -139,7 +142,8 @@ def checkpoints(db: Database, job_ids: Sequence[str]) -> dict[str, StoredCheckpo
     with db.read() as connection:
         rows = connection.execute(
             select(a.job_id, a.object_key, a.start, a.bytes, a.sha256, a.facts)
+            .join(objects, objects.c.key == a.object_key)
             .where(a.job_id.in_(list(job_ids)), a.role == "checkpoint")
-            .order_by(a.position)
+            .order_by(*BY_AGE)
         ).all()
     return {row.job_id: StoredCheckpoint(row.object_key, row.start, row.bytes, row.sha256, row.facts) for row in rows}

@@ -8,6 +8,7 @@ then judges by what was known before, and reaps nobody who merely was frozen wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,7 +17,6 @@ from sqlalchemy import (
     case,
     exists,
     false,
-    func,
     literal,
     null,
     select,
@@ -24,9 +24,9 @@ from sqlalchemy import (
     update,
 )
 
-from shared.counters import moved, upsert
-from shared.database import Database, now
-from shared.jobs.pieces import backoff, count_errors, end_attempts, storable, take_back
+from shared.counters import upsert
+from shared.database import Database, RowsLocked, now
+from shared.jobs.pieces import Ended, backoff, book, last_pulse, storable, take_back
 from shared.tables import (
     PULSE,
     duties,
@@ -35,11 +35,14 @@ from shared.tables import (
 )
 
 _DIED = "the worker that ran this job alone died every time; its memory may not suffice, or the model crashes on it"
+#: seconds that a keeper waits for the rows of one session while others are to be reaped
+REAPING_WAIT_S = 1.0
+
 _STOPPED = "the worker had to stop, and its time ran out"
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class Beat:
     """What a keeper learns when it leaves its sign of life."""
 
     #: nobody ever did so before: nothing is known of the time until now, and nothing may be reaped on it
@@ -50,37 +53,60 @@ class Pulse:
     extended: int
 
 
-def beat(db: Database, *, lease_s: float, interval_s: float) -> Pulse:
-    """Leave a sign of life, before anything is reaped; after a gap, first extend all leases by it.
+def beat(db: Database, *, lease_s: float, interval_s: float) -> Beat:
+    """Leave a sign of life, before anything is reaped; after a gap, first extend all leases and deadlines by it.
 
-    A gap is longer than three keeper intervals, a third of a lease, and a second: the database was away, or every
-    keeper was. No session is known to be dead then that was not before. It gets the gap on top of its lease, yet no
-    more than a whole lease from now. Keepers take turns, so that a gap counts once. Raises `Unavailable`.
+    A gap is longer than three keeper intervals, a third of a lease, and a second, or than two thirds of a lease: the
+    database was away, or every keeper was. No session is known to be dead then that was not before, and no job to be
+    stuck that was not to be taken back. A session gets the gap on top of its lease, yet no more than a whole lease from
+    now; a job gets it on top of its deadline. Keepers take turns, so that a gap counts once. Raises `Unavailable`.
     """
-    d, w = duties.c, worker_sessions.c
-    usual_s = max(3 * interval_s, lease_s / 3, 1.0)
+    d = duties.c
+    # A worker renews at least three times a lease: nobody who is alive lapses in what counts as usual.
+    usual_s = min(max(3 * interval_s, lease_s / 3, 1.0), lease_s * 2 / 3)
 
-    def work(connection: Connection) -> Pulse:
+    def work(connection: Connection) -> Beat:
         last = connection.scalar(select(d.done_at).where(d.name == PULSE).with_for_update())
         if last is None:
             first = upsert(connection)(duties).values(name=PULSE, done_at=now()).on_conflict_do_nothing()
             connection.execute(first)
-            return Pulse(first=True, gap_s=0.0, extended=0)
+            return Beat(first=True, gap_s=0.0, extended=0)
         # One reading for all that follows: should we freeze here, the next pulse sees the rest of the gap.
         clock = connection.execute(select(now())).scalar_one()
         gap, extended = clock - last, 0
         if gap > usual_s:
-            whole = case((w.lease_expires_at > clock + lease_s, w.lease_expires_at), else_=clock + lease_s)
-            longer = case((w.lease_expires_at + gap < whole, w.lease_expires_at + gap), else_=whole)
-            extended = connection.execute(
-                update(worker_sessions)
-                .where(w.ended_at.is_(None), w.lease_expires_at > last)
-                .values(lease_expires_at=longer)
-            ).rowcount
+            extended = _extend_leases(connection, last, clock, lease_s)
+            _move_deadlines(connection, last - lease_s, gap)
         connection.execute(update(duties).where(d.name == PULSE).values(done_at=clock))
-        return Pulse(first=False, gap_s=max(0.0, gap), extended=extended)
+        return Beat(first=False, gap_s=max(0.0, gap), extended=extended)
 
     return db.write(work, replayable=True)
+
+
+def _extend_leases(connection: Connection, good_at: float, clock: float, lease_s: float) -> int:
+    """Give the sessions whose lease was good then the time since, up to a whole lease from now; returns how many."""
+    w = worker_sessions.c
+    whole = case((w.lease_expires_at > clock + lease_s, w.lease_expires_at), else_=clock + lease_s)
+    longer = w.lease_expires_at + (clock - good_at)
+    # Rows that somebody has locked are being renewed or ended: the pulse waits for nobody.
+    theirs = (
+        select(w.id)
+        .where(w.ended_at.is_(None), w.lease_expires_at > good_at)
+        .order_by(w.id)
+        .with_for_update(skip_locked=True)
+    )
+    extended = update(worker_sessions).where(w.id.in_(theirs)).values(
+        lease_expires_at=case((longer < whole, longer), else_=whole)
+    )  # fmt: skip
+    return connection.execute(extended).rowcount
+
+
+def _move_deadlines(connection: Connection, after: float, gap_s: float) -> None:
+    """Give the running jobs that the time without the database made late, or may have, that time on top."""
+    c = jobs.c
+    timed = and_(c.state == literal("running", literal_execute=True), c.deadline_at > after)
+    theirs = select(c.id).where(timed).order_by(c.id).with_for_update(skip_locked=True)
+    connection.execute(update(jobs).where(c.id.in_(theirs), timed).values(deadline_at=c.deadline_at + gap_s))
 
 
 def reap(db: Database) -> list[str]:
@@ -88,6 +114,9 @@ def reap(db: Database) -> list[str]:
 
     The crash is charged to a job that was alone in the model; a job that was in company gets a smaller company next
     time instead, so that a job that kills its worker is soon alone.
+
+    A session whose rows somebody else holds locked (a worker that is frozen in a transaction) is left to the next
+    round and holds up no other; raises `RowsLocked` if only such are left, else `Unavailable`.
     """
     w = worker_sessions.c
     with db.read() as connection:
@@ -105,7 +134,20 @@ def reap(db: Database) -> list[str]:
             return False
         return _take_jobs(connection, session, code="worker_died", message=None, charged=True) > 0 or ended
 
-    return [session for session in sorted({*lapsed, *orphaned}) if db.write(lambda c, s=session: work(c, s))]  # type: ignore[misc]
+    reaped: list[str] = []
+    locked: dict[str, RowsLocked] = {}
+    for session in sorted({*lapsed, *orphaned}):
+        try:
+            if db.write(partial(work, session=session), lock_wait_s=REAPING_WAIT_S):
+                reaped.append(session)
+        except RowsLocked as error:
+            locked[session] = error
+    if locked and not reaped:
+        last = locked.popitem()
+        which = ", ".join([*locked, last[0]])
+        reason = f"somebody holds the rows of dead workers locked, and their jobs wait for that (sessions {which})"
+        raise RowsLocked("database", last[1].address, reason, last[1].advice) from last[1]
+    return reaped
 
 
 def bury(
@@ -131,8 +173,7 @@ def bury(
 
 def _lapsed() -> ColumnElement[bool]:
     """Whether a lease was over at the last pulse; by the clock where no keeper has ever left one."""
-    pulse = select(duties.c.done_at).where(duties.c.name == PULSE).scalar_subquery()
-    return worker_sessions.c.lease_expires_at < func.coalesce(pulse, now())
+    return worker_sessions.c.lease_expires_at < last_pulse()
 
 
 def _end(connection: Connection, session: str, end: str, guard: ColumnElement[bool]) -> bool:
@@ -163,14 +204,7 @@ def _take_jobs(connection: Connection, session: str, *, code: str, message: str 
         available_at=case((and_(alone, ~spent, ~c.cancel_requested), now() + backoff()), else_=null()),
         error_code=case((alone, code), else_=null()), error_message=case((alone, blame), else_=null()),
     )  # fmt: skip
-    gone = "lost" if charged else "given_back"
     data = {"code": code} if charged else {"reason": message or _STOPPED}
-    for target, delayed in (("queued", False), ("queued", True), ("failed", False), ("cancelled", False)):
-        these = [row for row in rows if row.state == target and (row.available_at is not None) == delayed]
-        outcome = gone if target == "queued" else target
-        end_attempts(connection, session, these, outcome, {}, code if charged else None, message, epochs_back=1)
-        ready = int(target == "queued" and not delayed)
-        moved(connection, these, "running", target, outcome, ready=ready, session=session, data=data)
-        if target == "failed":
-            count_errors(connection, these, code, blame)
+    ended = Ended(rows, "lost" if charged else "given_back", code if charged else None, message, data, (code, blame))
+    book(connection, session, [ended], epochs_back=1)
     return len(rows)

@@ -6,7 +6,7 @@ from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
-from shared.database import Database, now
+from shared.database import Database, moment, now
 from shared.jobs.submission import clear_away
 from shared.tables import batch_counters, batches
 
@@ -31,7 +31,7 @@ def retire_batches(db: Database, older_than_s: float) -> int:
 def _ended(older_than_s: float) -> ColumnElement[bool]:
     c = batch_counters.c
     ended_at = func.coalesce(c.finished_at, batches.c.opened_at)
-    return and_(c.waiting + c.queued + c.running == 0, ended_at < now() - older_than_s)
+    return and_(c.waiting + c.queued + c.running == 0, ended_at < moment() - older_than_s)
 
 
 def _retire(connection: Connection, *, batch_id: str, older_than_s: float) -> bool:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from shared.counters import record, upsert
-from shared.database import Database, now
+from shared.database import Database, moment, now
 from shared.errors import NotAllowed
 from shared.jobs.pieces import CHUNK, by_line
 from shared.jobs.publish import drop_artifacts
@@ -104,7 +104,7 @@ def _replayed(connection: Connection, batch: NewBatch) -> str | None:
     if first is None or first.id == batch.id:
         return None
     if first.state == "loading" and first.silent_s >= SILENT_S:
-        _give_up(connection, first.id, batches.c.touched_at <= now() - SILENT_S)
+        _give_up(connection, first.id, batches.c.touched_at <= moment() - SILENT_S)
         return None
     if first.request_digest != batch.request_digest:
         raise NotAllowed(
@@ -206,7 +206,7 @@ def abandon_batch(db: Database, batch_id: str) -> int:
 
 def abandon_silent_batches(db: Database) -> int:
     """Clear away batches whose submission died half-way; returns how many."""
-    silent = batches.c.touched_at < now() - LOADING_TIMEOUT_S
+    silent = batches.c.touched_at < moment() - LOADING_TIMEOUT_S
     with db.read() as connection:
         ids = connection.scalars(
             select(batches.c.id).where(batches.c.state == "loading", or_(silent, batches.c.cancelled_at.is_not(None)))

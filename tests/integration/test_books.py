@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from cluster import until
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, Select, delete, insert, select, text, update
+from sqlalchemy.exc import OperationalError
 from test_transitions import audit as audited_by_the_tests
 from test_transitions import change, claim, fail, load, new_batch, session, submit, success
 
@@ -18,6 +19,7 @@ from shared.audit import Auditor, audit, repair
 from shared.counters import moved
 from shared.database import Database
 from shared.ids import batch_of
+from shared.jobs import Failure
 from shared.jobs.pieces import MOVED
 from shared.tables import backlog, batch_counters, batch_errors, events
 from shared.tables import jobs as table
@@ -171,6 +173,82 @@ def test_a_repair_waits_for_a_transition_that_is_half_way(postgres: Database) ->
 
     assert repaired == [["running: 2 booked, 1 there"]]
     assert audit(db, batch_id) == []
+
+
+# --- the order of locks ---
+
+
+def free(db: Database, statement: Select[Any]) -> bool:
+    """Whether nobody holds these rows locked."""
+    with db.engine.connect() as connection:
+        try:
+            return bool(connection.execute(statement.with_for_update(nowait=True)).all())
+        except OperationalError:
+            return False
+
+
+def while_held(db: Database, held: Select[Any], act: Callable[[], Any], look: Callable[[], bool]) -> bool:
+    """What a look says while this transition waits for these rows; afterwards it goes through."""
+    thread = threading.Thread(target=act)
+    with db.engine.connect() as other:
+        other.execute(held.with_for_update())
+        thread.start()
+        until(lambda: waits(db), within_s=10, what="the transition waiting")
+        seen = look()
+        other.rollback()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    return seen
+
+
+def counters_of(id_: str) -> Select[Any]:
+    return select(batch_counters).where(batch_counters.c.batch_id == batch_of(id_))
+
+
+def test_failures_of_several_kinds_take_all_their_jobs_before_any_counters(postgres: Database) -> None:
+    db = postgres
+    ids = submit(db, 2)
+    who = session(db)
+    claim(db, who)
+    kinds = [Failure(ids[0], 1, "broken", "it broke", retryable=True), Failure(ids[1], 1, "refused", "no", False)]
+
+    counters_were_free = while_held(
+        db, select(table).where(table.c.id == ids[1]),
+        lambda: jobs.fail(db, who, kinds), lambda: free(db, counters_of(ids[0])),
+    )  # fmt: skip
+
+    assert counters_were_free
+    assert audit(db, batch_of(ids[0])) == []
+
+
+@pytest.mark.parametrize("way", ["fail", "give back", "reap", "overdue", "cancel"])
+def test_counters_of_several_batches_are_taken_in_their_order_whatever_becomes_of_the_jobs(
+    postgres: Database, way: str
+) -> None:
+    """Given a batch whose job is cancelled, which is booked last, and a later one whose job is queued again."""
+    db = postgres
+    first, second = sorted([submit(db), submit(db)])
+    who = session(db, lease_s=-100)
+    claim(db, who)
+    held = [(*first, 1), (*second, 1)]
+    if way == "cancel":
+        jobs.give_back(db, who, held[1:], "stop")  # is ready again, and what runs is booked after it
+        first, second = second, first
+    else:
+        jobs.cancel_jobs(db, "default", first)
+    change(db, update(table).where(table.c.state == "running").values(deadline_at=1.0))
+    act = {
+        "fail": lambda: jobs.fail(db, who, [Failure(id_, n, "broken", "it broke", True) for id_, n in held]),
+        "give back": lambda: jobs.give_back(db, who, held, "stop"),
+        "reap": lambda: jobs.bury(db, who),
+        "overdue": lambda: jobs.reap_overdue(db, 1),
+        "cancel": lambda: jobs.cancel_jobs(db, "default", [*first, *second]),
+    }[way]
+    lower, higher = sorted([*first, *second])
+
+    assert while_held(db, counters_of(lower), act, lambda: free(db, counters_of(higher)))
+
+    assert [audit(db, batch_of(id_)) for id_ in (lower, higher)] == [[], []]
 
 
 # --- the order of events ---

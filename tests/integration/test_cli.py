@@ -323,7 +323,7 @@ def test_a_queue_is_paused_and_resumed_and_one_that_nobody_knows_is_remarked_on(
     overview = aigc("status")
     assert "queue 'cpu': 1 ready" in overview.stdout
     assert "queue 'cpuu' is paused since" in overview.stdout
-    assert "no keeper has ever been seen: retries, reaping and ringing wait for one" in overview.stdout
+    assert "no keeper has ever been seen: retries and the jobs of dead workers wait for one" in overview.stdout
     assert [one["queue"] for one in json.loads(aigc("status", "--json").stdout)["paused"]] == ["cpu", "cpuu"]
     resumed = aigc("resume", "cpu")
     assert (resumed.returncode, resumed.stdout) == (0, "queue 'cpu' goes on\n")

@@ -352,7 +352,7 @@ def test_no_keeper_is_a_fault_where_there_is_work_or_a_worker(
     settings = changed(sqlite_settings, redis_url=redis_server.url)
     assert failing(settings).keys() == {"workers"}, "an idle system needs none"
     open_worker(settings)
-    assert failing(settings)["keeper"].detail.startswith("no keeper has ever been seen: retries, reaping and ringing")
+    assert failing(settings)["keeper"].detail.startswith("no keeper has ever been seen: retries and the jobs of dead")
     see_keeper(settings, ago_s=40)
     told = failing(settings)
     assert told.keys() == {"keeper"}

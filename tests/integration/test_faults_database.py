@@ -226,7 +226,11 @@ def direct(empty: str) -> Iterator[Database]:
 @pytest.fixture
 def through(alone: TcpFaultProxy, empty: str, tmp_path: Path) -> Iterator[Database]:
     """The same database, through the proxy."""
-    database = Database(Settings(_env_file=None, database_url=alone.url(empty), lease_s=2, data_dir=tmp_path))
+    database = Database(
+        Settings(
+            _env_file=None, database_url=alone.url(empty), lease_s=2, keeper_interval_s=0.5, data_dir=tmp_path
+        )
+    )  # fmt: skip
     yield database
     database.dispose()
 

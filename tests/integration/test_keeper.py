@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -19,10 +20,10 @@ from sqlalchemy import select, text, update
 from test_transitions import at_once, audit, change, claim, job, lapse, session, states, submit, success
 
 from shared import jobs, keeper
-from shared.database import Database, now
-from shared.errors import Unavailable
+from shared.database import Database, RowsLocked, now
+from shared.errors import RequestError, Unavailable
 from shared.keeper import DAY_S, Keeper, give_turn_back, take_turn
-from shared.settings import Settings
+from shared.settings import Settings, load_settings
 from shared.tables import attempts, duties, events, worker_sessions
 from shared.tables import jobs as table
 
@@ -30,7 +31,7 @@ LEASE_S, INTERVAL_S = 60.0, 2.0
 TENANT = "default"
 
 
-def beat(db: Database) -> jobs.Pulse:
+def beat(db: Database) -> jobs.Beat:
     return jobs.beat(db, lease_s=LEASE_S, interval_s=INTERVAL_S)
 
 
@@ -194,7 +195,7 @@ def test_keepers_that_wait_for_each_other_see_what_the_first_one_did(postgres_se
     who = session(db)
     leave(db, who, -150)
     since_last_beat(db, 180)
-    pulses: list[jobs.Pulse] = []
+    pulses: list[jobs.Beat] = []
     keepers = [threading.Thread(target=lambda: pulses.append(beat(db))) for _ in range(3)]
     with db.engine.connect() as connection:
         connection.execute(select(duties).with_for_update())
@@ -261,7 +262,7 @@ def test_the_operator_is_told_that_leases_were_extended(
         Keeper(settings, db).reap()
     [told] = caplog.records
     assert told.levelno == logging.ERROR
-    assert "1 worker session(s) were extended" in told.message
+    assert re.match(r"for 180\.\d s no keeper had reached the database: a worker has longer to show", told.message)
 
 
 # --- threads ---
@@ -352,24 +353,113 @@ def test_a_database_that_is_away_is_said_once_for_the_whole_house(tmp_path: Path
         Keeper(nowhere, Database(nowhere)).keep_house()
 
 
-def test_a_job_that_its_worker_does_not_end_in_time_is_taken_back_and_not_right_after_an_outage(
-    settings: Settings, db: Database
-) -> None:
-    """After an outage a worker first has to tell what it finished meanwhile."""
+def timed(db: Database, ends_in_s: float) -> str:
+    """A running job whose time in the model is up so many seconds from now."""
     [id_] = submit(db)
-    who = session(db)
-    claim(db, who)
-    change(db, update(table).values(deadline_at=now() - 1000))
-    out_of_reach, at_hand = Keeper(settings, db), Keeper(settings, db)
-    out_of_reach.reap()
-    since_last_beat(db, 180)
-    out_of_reach.reap()
+    claim(db, session(db))
+    change(db, update(table).where(table.c.id == id_).values(deadline_at=now() + ends_in_s))
+    return id_
 
-    out_of_reach.look_at_the_clock()
-    assert job(db, id_).state == "running"
+
+def test_a_job_that_its_worker_does_not_end_in_time_is_taken_back(settings: Settings, db: Database) -> None:
+    late, in_time = timed(db, -1.5 * LEASE_S), timed(db, -0.5 * LEASE_S)
+    at_hand = Keeper(settings, db)
+    at_hand.reap()
     at_hand.look_at_the_clock()
-    assert job(db, id_).state == "queued"
+    assert (job(db, late).state, job(db, late).error_code, job(db, late).attempts) == ("queued", "timed_out", 1)
+    assert job(db, in_time).state == "running", "its worker has a lease to end it"
     audit(db)
+
+
+def test_no_keeper_charges_a_job_for_a_time_without_the_database(settings: Settings, db: Database) -> None:
+    """Given two keepers and one gap: whichever comes first, its reaping or its clock, the worker may tell first."""
+    first, second = Keeper(settings, db), Keeper(settings, db)
+    first.reap()
+    second.reap()
+    was_late, ended_meanwhile = timed(db, -180 - 1.1 * LEASE_S), timed(db, -150)
+    was_about_to_tell = timed(db, -185)
+    before = {id_: job(db, id_).deadline_at for id_ in (was_late, ended_meanwhile, was_about_to_tell)}
+    since_last_beat(db, 180)
+
+    second.look_at_the_clock()
+    assert job(db, ended_meanwhile).state == "running", "before any pulse nothing is known of the gap"
+    first.reap()
+    second.reap()
+    for each in (second, first):
+        each.look_at_the_clock()
+
+    assert job(db, ended_meanwhile).state == "running"
+    assert job(db, was_about_to_tell).state == "running"
+    moved = [job(db, id_).deadline_at - before[id_] for id_ in (ended_meanwhile, was_about_to_tell)]
+    assert moved == [pytest.approx(180, abs=2)] * 2, "by the gap, once"
+    assert job(db, was_late).state == "queued", "what was to be taken back before the gap is"
+    audit(db)
+
+
+def test_a_pulse_waits_for_no_row_that_somebody_holds(postgres_settings: Settings) -> None:
+    db = Database(postgres_settings)
+    beat(db)
+    id_, who = timed(db, -10), session(db)
+    leave(db, who, -150)
+    since_last_beat(db, 180)
+    with db.engine.connect() as frozen:
+        frozen.execute(select(table).where(table.c.id == id_).with_for_update())
+        frozen.execute(select(worker_sessions).where(worker_sessions.c.id == who).with_for_update())
+        began = time.monotonic()
+        assert beat(db).extended == 1, "that of the job"
+        assert time.monotonic() - began < 1
+        frozen.rollback()
+    db.dispose()
+
+
+def test_a_dead_worker_whose_rows_are_locked_holds_up_no_other(postgres_settings: Settings) -> None:
+    """A worker that was frozen in the middle of a transaction: its connection lives on, with its locks."""
+    db = Database(postgres_settings)
+    dead = []
+    for _ in range(3):
+        [id_] = submit(db)
+        dead.append((session(db), id_))
+        claim(db, dead[-1][0])
+    dead.sort()
+    for who, _ in dead:
+        lapse(db, who)
+    (held, its_job), *others = dead
+    with db.engine.connect() as frozen:
+        frozen.execute(select(table).where(table.c.id == its_job).with_for_update())
+        began = time.monotonic()
+        assert jobs.reap(db) == [who for who, _ in others]
+        took = time.monotonic() - began
+        assert took < 2.0, f"{took:.2f} s"
+        assert states(db, [id_ for _, id_ in dead]) == ["running", "queued", "queued"]
+        with pytest.raises(RowsLocked, match=held):
+            jobs.reap(db)
+        frozen.rollback()
+    assert jobs.reap(db) == [held]
+    audit(db)
+    db.dispose()
+
+
+@pytest.mark.parametrize(("interval_s", "lease_s"), [(10, 5), (20.1, 60)])
+def test_a_keeper_too_slow_for_the_lease_is_refused_with_both_names_and_no_password(
+    interval_s: float, lease_s: float
+) -> None:
+    url = "postgresql+psycopg://aigc:secret@127.0.0.1/aigc"
+    with pytest.raises(RequestError) as refused:
+        load_settings(_env_file=None, keeper_interval_s=interval_s, lease_s=lease_s, database_url=url)
+    told = str(refused.value)
+    assert f"AIGC_KEEPER_INTERVAL_S is {interval_s:g}, and may be at most a third of AIGC_LEASE_S ({lease_s:g})" in told
+    assert f"set AIGC_KEEPER_INTERVAL_S to {lease_s / 3:.4g} or less, or AIGC_LEASE_S to {3 * interval_s:g}" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(("interval_s", "lease_s"), [(20, 60), (0.3, 3), (0.3, 1)])
+def test_after_any_outage_of_two_thirds_of_a_lease_leases_are_extended(
+    db: Database, interval_s: float, lease_s: float
+) -> None:
+    jobs.beat(db, lease_s=lease_s, interval_s=interval_s)
+    session(db)
+    since_last_beat(db, lease_s * 0.7 + 0.1)
+    assert jobs.beat(db, lease_s=lease_s, interval_s=interval_s).extended == 1
 
 
 # --- duties that one keeper does at a time ---

@@ -209,8 +209,10 @@ def test_the_events_of_a_job_are_its_own_with_worker_epoch_and_error(client: Cli
         ("submitted", None), ("claimed", 1), ("given_back", 1), ("claimed", 2), ("succeeded", 2),
     ]  # fmt: skip
     said = [in_words(event, of_one_job=True) for event in [*own, *other]]
-    assert said[2] == "failed on host:cuda0, to be tried again later (epoch 1; generator_error: it broke)"
-    assert said[5] == "given back by host:cuda0 without a charge (epoch 1; the worker stopped)"
+    assert said[2] == "failed on host:cuda0, to be tried again later (generator_error: it broke)"
+    assert said[5] == "given back by host:cuda0, which does not count as a try (the worker stopped)"
+    assert "epoch" not in " ".join(said)
+    assert own[-1].to_json()["epoch"] == 1, "machines are told"
     everything = [in_words(event, of_one_job=False) for event in client.batch(batch).events()]
     assert everything[:3] == [
         "2 jobs submitted", "2 jobs (lines 1-2) claimed by host:cuda0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import event, func, select, text, update
 
 from shared import jobs
 from shared.database import Database, now
@@ -637,6 +638,24 @@ def test_a_job_that_waits_for_its_upload_is_not_charged_for_the_crash_of_its_suc
     audit(db)
 
 
+def test_a_job_that_has_left_the_model_has_no_deadline_and_one_that_enters_has_none_yet(db: Database) -> None:
+    """Given two jobs, one after the other, and a storage so slow that the first still waits for it."""
+    first, second = submit(db, 2)
+    who = session(db)
+    claim(db, who)
+    left = {id_: jobs.Progress(0.9, left_s=-100.0) for id_ in (first, second)}
+    jobs.enter(db, who, [(first, 1)], 1)
+    jobs.renew(db, who, 60, {}, left)
+    assert None not in (job(db, first).deadline_at, job(db, second).deadline_at)
+
+    jobs.enter(db, who, [(second, 1)], 1)
+
+    assert (job(db, first).deadline_at, job(db, second).deadline_at) == (None, None)
+    assert jobs.reap_overdue(db, 10) == 0
+    assert jobs.succeed(db, who, [success(db, who, first, 1)]) == {first}
+    audit(db)
+
+
 def test_a_renewal_writes_all_progress_in_one_call_to_the_driver(db: Database) -> None:
     ids = submit(db, 50)
     who = session(db)
@@ -742,9 +761,11 @@ def test_a_retried_job_starts_afresh_and_its_batch_is_open_again(db: Database) -
     batch_id = ids[0].rpartition("-")[0]
     jobs.cancel_batch(db, TENANT, batch_id)
     assert states(db, ids) == ["failed", "succeeded", "cancelled"]
+    change(db, update(table).values(max_company=1, give_backs=7))
     assert jobs.retry(db, TENANT, batch_id, cancelled=False) == 1
     audit(db)
     assert jobs.retry(db, TENANT, batch_id) == 1
+    assert {(job(db, id_).max_company, job(db, id_).give_backs) for id_ in (ids[0], ids[2])} == {(None, 0)}
     audit(db)
     assert jobs.retry(db, TENANT, batch_id) == 0
     assert states(db, ids) == ["queued", "succeeded", "queued"]
@@ -784,9 +805,9 @@ def test_a_job_that_expires_before_another_try_keeps_its_last_error(db: Database
     change(db, update(table).values(expires_at=1.0))
     assert jobs.expire(db) == 2
     assert job(db, tried).error_message == (
-        "its time ran out (expires) before another try; the last one failed: it broke"
+        "the time that was set for it (--expires) ran out before another try; the last one failed: it broke"
     )
-    assert job(db, untried).error_message == "it was not started before its time ran out (expires)"
+    assert job(db, untried).error_message == "it was not started within the time that was set for it (--expires)"
     assert {job(db, id_).error_code for id_ in (tried, untried)} == {"expired"}
     audit(db)
 
@@ -809,6 +830,56 @@ def test_what_the_clock_decides_is_found_by_an_index(
     walks = [step for step in plan(db, lambda: duty(db)) if "jobs" in step]
     assert all(index in step or "(id=?)" in step for step in walks), walks
     assert len([step for step in walks if index in step]) >= 2, "the look, and the one who takes"
+
+
+@pytest.mark.parametrize(
+    ("duty", "condition"),
+    [
+        (jobs.expire, "expires_at <="),
+        (jobs.release_due, "available_at <="),
+        (lambda db: jobs.reap_overdue(db, 10), "deadline_at <"),
+        (jobs.reap, "lease_expires_at <"),
+    ],
+    ids=["expire", "release_due", "reap_overdue", "reap"],
+)
+def test_what_the_clock_decides_is_found_by_an_index_on_postgresql_too(
+    postgres_settings: Settings, duty: Callable[[Database], Any], condition: str
+) -> None:
+    db = Database(postgres_settings)
+    submit(db, 500)
+    claim(db, session(db, lease_s=-100), 250)
+    change(db, update(table).where(table.c.line <= 2).values(deadline_at=1.0))
+    submit(db, 2, expires_at=1.0)
+    submit(db, 2, available_at=1.0)
+    with db.read() as connection:
+        connection.execute(text("ANALYZE"))
+    looks = [steps for steps in explained(db, lambda: duty(db)) if condition in steps]
+    db.dispose()
+    assert looks
+    for steps in looks:
+        # The statements that take a row by its id look the condition up on that row alone.
+        by_id = "Index Cond: ((id)::text =" in steps or "Tid" in steps
+        assert re.search(rf"Index Cond: [^\n]*{condition}", steps) or by_id, steps
+    assert any(re.search(rf"Index Cond: [^\n]*{condition}", steps) for steps in looks)
+
+
+def explained(db: Database, act: Callable[[], Any]) -> list[str]:
+    """How PostgreSQL, on large tables, would do each statement that goes to it meanwhile."""
+    plans: list[str] = []
+
+    def listen(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if not statement.startswith(("SELECT jobs", "SELECT worker_sessions", "UPDATE")):
+            return
+        with cursor.connection.cursor() as asking:
+            asking.execute("SET enable_seqscan = off")
+            asking.execute(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(row[0] for row in asking.fetchall()))
+            asking.execute("RESET enable_seqscan")
+
+    event.listen(db.engine, "before_cursor_execute", listen)
+    act()
+    event.remove(db.engine, "before_cursor_execute", listen)
+    return plans
 
 
 @pytest.mark.parametrize("which", [owner._cancellable(), table.c.state.in_(("failed", "cancelled"))])

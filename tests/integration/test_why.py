@@ -20,7 +20,7 @@ from shared.database import Database, now
 from shared.ids import new_batch_id, new_session_id
 from shared.jobs import ClaimedJob, Failure, Publication, StoredArtifact
 from shared.settings import Settings
-from shared.tables import batches, duties, worker_sessions
+from shared.tables import batches, duties, objects, worker_sessions
 from shared.tables import jobs as jobs_table
 
 CLOCK = r"(?:\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d"
@@ -75,12 +75,19 @@ def test_no_worker_for_its_queue(client: Client, db: Database) -> None:
     batch = submitted(client)
     assert client.why(f"{batch}-1").startswith("No worker serves queue 'cpu': start one with `aigc up`")
     worker(db, queues="gpu")
-    assert client.why(f"{batch}-1").startswith("No worker serves queue 'cpu'; the 1 alive serve other queues:")
+    assert client.why(f"{batch}-1").startswith(
+        "No worker serves queue 'cpu'; the one that is alive serves other queues:"
+    )
+    worker(db, queues="gpu")
+    assert "; the 2 that are alive serve other queues:" in client.why(f"{batch}-1")
 
 
 def test_it_is_next(client: Client, db: Database) -> None:
     worker(db)
-    assert client.why(f"{submitted(client)}-1") == "It is next; 1 worker(s) serve queue 'cpu'."
+    batch = submitted(client)
+    assert client.why(f"{batch}-1") == "It is next; 1 worker serves queue 'cpu'."
+    worker(db, "other:cpu")
+    assert client.why(f"{batch}-1") == "It is next; 2 workers serve queue 'cpu'."
 
 
 def test_others_stand_before_it(client: Client, db: Database) -> None:
@@ -92,7 +99,7 @@ def test_others_stand_before_it(client: Client, db: Database) -> None:
     submitted(client, 9)
     claim(db, session, 2)
     said = client.why(f"{batch}-4")
-    assert said == "8 job(s) stand before it in queue 'cpu', 2 are running on 1 worker(s)."  # 3 + 3 + 2
+    assert said == "8 jobs stand before it in queue 'cpu', 2 are running on 1 worker."  # 3 + 3 + 2
 
 
 def test_a_redis_that_is_away_is_no_reason_but_is_told_where_nothing_runs(
@@ -102,7 +109,8 @@ def test_a_redis_that_is_away_is_no_reason_but_is_told_where_nothing_runs(
     batch = submitted(client, 2)
     without = Client(settings.model_copy(update={"redis_url": None}))
     said = without.why(f"{batch}-2")
-    assert said.startswith("1 job(s) stand before it in queue 'cpu', 0 are running on 1 worker(s). Redis does not wake")
+    assert said.startswith("1 job stands before it in queue 'cpu', 0 are running on 1 worker. Redis does not wake")
+    assert said.endswith("they look by themselves every 10 s.")
     claim(db, session)
     assert "Redis" not in without.why(f"{batch}-2")
 
@@ -178,7 +186,7 @@ def test_a_try_that_is_due_needs_a_keeper(client: Client, db: Database) -> None:
     db.write(lambda c: c.execute(update(duties).values(done_at=now() - 40)))
     assert "No keeper has been seen for 40 s" in client.why(f"{batch}-1")
     jobs.release_due(db)
-    assert client.why(f"{batch}-1") == "It is next; 1 worker(s) serve queue 'cpu'."
+    assert client.why(f"{batch}-1") == "It is next; 1 worker serves queue 'cpu'."
 
 
 def test_it_is_too_big_for_every_device(client: Client, db: Database) -> None:
@@ -220,7 +228,7 @@ def test_its_time_to_be_started_is_over(client: Client, db: Database) -> None:
     batch = client.submit([{"params": {"message": 1}}], task="echo", expires_s=0.01).id
     time.sleep(0.02)
     assert re.match(
-        rf"It was not started before {CLOCK} \(expires\), and a keeper fails it\.", client.why(f"{batch}-1")
+        rf"It was not started before {CLOCK}, as it had to be, and a keeper fails it\.", client.why(f"{batch}-1")
     )
 
 
@@ -232,9 +240,9 @@ def test_it_goes_alone_because_its_microbatch_killed_a_worker(client: Client, db
     change(db, session, lease_expires_at=now() - 1)
     beat(db)
     jobs.reap(db)
-    assert "It goes into the model alone, because a worker died while its microbatch was there." in client.why(
-        f"{batch}-1"
-    )
+    assert "It runs alone, because a worker died while it ran beside others." in client.why(f"{batch}-1")
+    change_job(db, f"{batch}-1", max_company=8)
+    assert "It runs beside at most 7 others, because a worker died" in client.why(f"{batch}-1")
 
 
 def test_what_it_was_given_back_for(client: Client, db: Database) -> None:
@@ -243,7 +251,7 @@ def test_what_it_was_given_back_for(client: Client, db: Database) -> None:
     [job] = claim(db, session)
     jobs.give_back(db, session, [(job.id, job.epoch)], "the worker stopped")
     said = client.why(f"{batch}-1")
-    assert said.endswith("It was given back 1 time(s) without a charge; last: the worker stopped.")
+    assert said.endswith("It was given back 1 time, which does not count as a try; last: the worker stopped.")
 
 
 # --- it runs ---
@@ -258,7 +266,7 @@ def test_where_since_when_and_which_attempt(client: Client, db: Database) -> Non
     jobs.enter(db, session, [(job.id, job.epoch) for job in taken], 2)
     change_job(db, f"{batch}-1", progress=0.4)
     said = client.why(f"{batch}-1")
-    assert "attempt 1 of 3, together with 1 other job(s), 40% of its steps are done." in said
+    assert "attempt 1 of 3, together with 1 other job, 40% of its steps are done." in said
     client.cancel([f"{batch}-1"])
     assert client.why(f"{batch}-1").startswith("It is marked for cancel, and ends at its next step.")
     client.drain(session)
@@ -267,10 +275,10 @@ def test_where_since_when_and_which_attempt(client: Client, db: Database) -> Non
     assert "That worker's lease is over" in client.why(f"{batch}-2")
 
 
-def checkpoint(db: Database, session: str, job: ClaimedJob) -> None:
-    key = f"default/{job.id}/{job.epoch}"
+def checkpoint(db: Database, session: str, job: ClaimedJob, *, position: int = 0, step: int = 300) -> None:
+    key = f"default/{job.id}/{job.epoch}-{step}"
     jobs.intend(db, session, "default", [key])
-    file = StoredArtifact(key, 2, "checkpoint", 0, 0, 2, "application/octet-stream", "0" * 64, {"step": 300})
+    file = StoredArtifact(key, 2, "checkpoint", position, 0, 2, "application/octet-stream", "0" * 64, {"step": step})
     assert jobs.publish(db, session, [Publication(job.id, job.epoch, file)]) == {job.id}
 
 
@@ -286,6 +294,22 @@ def test_the_checkpoint_that_it_goes_on_from(client: Client, db: Database) -> No
     said = client.why(f"{batch}-1")
     assert re.search(rf"It goes on from the checkpoint of {CLOCK} \(step 300\) of an earlier attempt\.", said), said
     assert client.job(job.id).artifacts == (), "a checkpoint is nobody's result"
+
+
+def test_the_newest_checkpoint_is_meant_whatever_its_position_and_why_names_the_same(
+    client: Client, db: Database
+) -> None:
+    session = worker(db)
+    submitted(client)
+    [job] = claim(db, session)
+    for position, step in ((2, 100), (0, 200), (1, 300), (0, 400)):
+        checkpoint(db, session, job, position=position, step=step)
+        assert jobs.checkpoints(db, [job.id])[job.id].facts == {"step": step}
+        assert f"(step {step})" in client.why(job.id)
+    # Of several that were made at one moment, the last to be named.
+    db.write(lambda c: c.execute(update(objects).values(created_at=1.0)))
+    newest = jobs.checkpoints(db, [job.id])[job.id].facts["step"]
+    assert f"(step {newest})" in client.why(job.id)
 
 
 # --- from real workers ---
