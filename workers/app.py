@@ -48,6 +48,7 @@ def generate(queue: str, batch_id: str, job_ids: list[str]) -> None:  # noqa: AR
     if _worker is None:
         raise RuntimeError("this process is no child of a Celery worker")
     _worker.drain()
+    _worker.sit_out_rest()  # or each message would be taken only to find that nothing is to be claimed
 
 
 @signals.setup_logging.connect

@@ -136,6 +136,11 @@ class Worker:
         if self._session is not None:
             self._session.say("set_aside", self._residency.set_aside or None)
 
+    def sit_out_rest(self) -> None:
+        """Return once claims do not rest any more, or this worker is to end."""
+        while self._resting and not self._ending:
+            time.sleep(0.1)
+
     def ask_to_stop(self, within_s: float | None = None) -> None:
         """Claim nothing more; finish or give back what is held within so many seconds (default: the grace period)."""
         grace = self._settings.grace_s if within_s is None else within_s

@@ -347,6 +347,22 @@ def test_one_failed_upload_costs_neither_the_later_checkpoints_nor_the_result(
     assert {artifact.role for artifact in job.artifacts} == {"metric", "output"}
 
 
+def test_a_worker_at_rest_sits_its_rest_out_unless_it_is_to_stop(settings: Settings) -> None:
+    resting = Worker(settings.model_copy(update={"idle_look_s": 1.0}), device="cpu", queues=["cpu"])
+    begun = time.monotonic()
+    resting.sit_out_rest()
+    assert time.monotonic() - begun < 0.1, "it is not at rest"
+    resting._failed(Unavailable("storage", "there", "a moment of weakness", "wait"))
+    resting.sit_out_rest()
+    assert time.monotonic() - begun > 0.9
+    resting._failed(Unavailable("storage", "there", "a moment of weakness", "wait"))
+    resting.ask_to_stop()
+    begun = time.monotonic()
+    resting.sit_out_rest()
+    assert time.monotonic() - begun < 0.5
+    resting.close()
+
+
 def test_told_to_stop_while_it_gets_ready_a_worker_claims_nothing(
     client: Client, settings: Settings, scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
