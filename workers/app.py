@@ -69,7 +69,10 @@ def _or_exit(prepare: Callable[..., None]) -> Callable[..., None]:
             log.critical("%s", error)
             _exit(error.exit_status)
         except Exception:
-            log.exception("this process cannot be prepared, and ends")
+            if settings.pulse_file is not None and not settings.pulse_file.exists():
+                log.warning("whoever started this worker is gone: this process ends")
+            else:
+                log.exception("this process cannot be prepared, and ends")
             _exit(1)
 
     return prepared

@@ -575,7 +575,8 @@ def _survives(environment: dict[str, str], tmp_path: Path, outage: Callable[[Clu
         cluster.start_worker()
         [before] = cluster.client.workers()
         batch = cluster.client.submit(slow(outage_s + 6))
-        until(lambda: batch.status().counts["running"] == 1, what="running")
+        # Claimed is not enough: a job that has not begun may be given back, at no cost.
+        until(lambda: cluster.client.job(f"{batch.id}-1").timings["entered_at"], what="a job in the model")
 
         outage(cluster)
         result = cluster.done(batch, within_s=60)["1"]
