@@ -293,11 +293,11 @@ class Answers:
             self._commit(db, connection)
         raise CommitUnknown("database", db.address, "the connection was lost during COMMIT")
 
-    def run(self, db: Database, connection: Any, work: Any) -> Any:
+    def run(self, db: Database, connection: Any, work: Any, *more: Any) -> Any:
         if self._lost and self._refusals:
             self._refusals -= 1
             raise OperationalError("BEGIN", {}, psycopg.OperationalError("connection refused"))
-        return self._run(db, connection, work)
+        return self._run(db, connection, work, *more)
 
 
 @pytest.mark.parametrize("stands", [True, False])
