@@ -6,10 +6,9 @@ import math
 from itertools import accumulate
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from workers.generators.seeded_sampling import Draw, SeededSampling, uniform  # noqa: E402
+from workers.generators.seeded_sampling import Draw, SeededSampling, uniform
 
 pytestmark = pytest.mark.torch
 LOGITS = [1.0, 3.0, -1.0, 2.0, 0.5, 2.5]

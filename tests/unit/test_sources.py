@@ -250,7 +250,8 @@ def test_anything_else_is_a_problem(thing: Any) -> None:
 
 
 def test_a_dataframe_is_rows_of_cells_and_a_missing_cell_says_nothing() -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     frame = pandas.DataFrame(
         {
             "message": ["a", None, "<NA>"],
@@ -271,7 +272,9 @@ def test_a_dataframe_is_rows_of_cells_and_a_missing_cell_says_nothing() -> None:
 
 
 def test_an_array_in_a_dataframe_is_a_list() -> None:
-    pandas, numpy = pytest.importorskip("pandas"), pytest.importorskip("numpy")
+    import numpy
+    import pandas
+
     frame = pandas.DataFrame({"message": [numpy.array([1, 2]), numpy.float32(0.5)]})
     assert [job["params"] for _, job in objects(frame, ECHO)] == [{"message": [1, 2]}, {"message": 0.5}]
 
