@@ -19,10 +19,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
-# Most tests wait for something: four at a time. The chaos runs have the machine for themselves.
+# Most tests wait for something: four at a time. The chaos runs, side by side, have the machine for themselves.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --ignore tests/chaos
-	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest --numprocesses 3 --maxschedchunk 1 tests/chaos
 
 # Faults of every kind against real processes: make chaos SEED=7 MINUTES=5 DATABASE=sqlite
 SEED     ?= 1

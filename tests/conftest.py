@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from servers import PostgresServer, RedisServer
 from swift_server import SwiftServer
 
 from shared.settings import Settings
+
+# Tests run beside each other. Threads of OpenMP that spin while they wait for one another would take the cores from all:
+# to be set before torch is imported, and for the workers that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
