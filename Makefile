@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test check format install clean chaos chaos-mutants
+.PHONY: demo test check format install clean chaos chaos-mutants bench
 
 install: $(READY)
 
@@ -21,7 +21,7 @@ demo: $(READY)
 
 # Most tests wait for something: four at a time. The chaos runs, side by side, have the machine for themselves.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --ignore tests/chaos
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal --ignore tests/chaos
 	$(BIN)/python -m pytest --numprocesses 3 --maxschedchunk 1 tests/chaos
 
 # Faults of every kind against real processes: make chaos SEED=7 MINUTES=5 DATABASE=sqlite
@@ -36,6 +36,13 @@ chaos: $(READY)
 chaos-mutants: $(READY)
 	$(BIN)/python tests/chaos/mutants.py
 
+# Side by side with what it is compared with: hours, and goes on where it stopped; make bench QUICK=1 takes minutes.
+QUICK ?=
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick,--resume)
+	$(BIN)/python -m benchmarks.run --write-docs
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +54,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-swift out .demo
+	rm -rf $(VENV) .venv-swift out .demo .bench

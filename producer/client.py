@@ -41,6 +41,8 @@ class Job:
     max_attempts: int | None = None
     #: given back with the result
     metadata: Mapping[str, Any] | None = None
+    #: do identical work once: take what was made already, or is being made, for the same request and seed
+    cache: bool | None = None
 
 
 @contextmanager
@@ -90,6 +92,7 @@ class Client:
         params: Mapping[str, Any] | None = None,
         queue: str | None = None,
         priority: int | None = None,
+        cache: bool | None = None,
         name: str | None = None,
         idempotency_key: str | None = None,
         expires_s: float | None = None,
@@ -97,13 +100,15 @@ class Client:
     ) -> Batch:
         """Submit strings, dicts, `Job`s or a DataFrame as one batch; any iterable, also a slow or a huge one.
 
-        `task`, `model`, `params`, `queue` and `priority` fill in what a job leaves out. The same `idempotency_key` with
-        the same jobs gives the batch that came first. `expires_s` fails what has not started in so many seconds.
-        Raises `InvalidJobs` if any job is wrong; then nothing was stored (`skip_invalid` takes the good ones).
+        `task`, `model`, `params`, `queue`, `priority` and `cache` fill in what a job leaves out. The same
+        `idempotency_key` with the same jobs gives the batch that came first. `expires_s` fails what has not started in
+        so many seconds. With `cache`, which needs a seed, a job that asks for what was made already, or is being made,
+        gets the same files. Raises `InvalidJobs` if any job is wrong; then nothing was stored (`skip_invalid` takes the
+        good ones).
         """
         if isinstance(jobs, (str, bytes, Mapping)):
             jobs = [jobs]
-        defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
+        defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
         with fill_spool(from_objects(jobs, defaults), self.settings.spool_dir, skip_invalid=skip_invalid) as spool:
             return self.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires_s)
 
@@ -117,13 +122,14 @@ class Client:
         params: Mapping[str, Any] | None = None,
         queue: str | None = None,
         priority: int | None = None,
+        cache: bool | None = None,
         name: str | None = None,
         idempotency_key: str | None = None,
         expires_s: float | None = None,
         skip_invalid: bool = False,
     ) -> Batch:
         """The same for a file of JSON Lines, CSV (`.csv`) or one text a line (`.txt`), or an open binary stream."""
-        defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
+        defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
         kind = format or (guess_format(str(source)) if isinstance(source, (str, Path)) else "jsonl")
         with open_source(source) as stream:
             items = from_stream(stream, kind, defaults)
@@ -152,9 +158,10 @@ class Client:
         params: Mapping[str, Any] | None,
         queue: str | None = None,
         priority: int | None = None,
+        cache: bool | None = None,
     ) -> Defaults:
         """What the jobs of a submission have in common."""
-        keys = {"task": task, "model": model, "queue": queue, "priority": priority}
+        keys = {"task": task, "model": model, "queue": queue, "priority": priority, "cache": cache}
         return Defaults({key: value for key, value in keys.items() if value is not None}, dict(params or {}))
 
     def batch(self, reference: str) -> Batch:

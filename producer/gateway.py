@@ -27,6 +27,7 @@ from shared import operators
 from shared.database import Database, now
 from shared.errors import NotFound, RequestError, Unavailable
 from shared.ids import batch_of, is_job_id, job_id
+from shared.many import listed
 from shared.operators import Drain, PausedQueue
 from shared.queue import Queue
 from shared.settings import Settings
@@ -241,10 +242,11 @@ class DirectGateway:
             .limit(limit)
         ).all()
         done = {row.id for row in rows if row.state == "succeeded"}
+        awaited = transitions.awaited_by(connection, rows)
         files: dict[str, list[ArtifactRecord]] = {}
         for row in connection.execute(
             select(artifacts)
-            .where(artifacts.c.job_id.in_([row.id for row in rows]), artifacts.c.role != "checkpoint")
+            .where(artifacts.c.job_id.in_(listed(row.id for row in rows)), artifacts.c.role != "checkpoint")
             .order_by(artifacts.c.role, artifacts.c.position)
         ):
             # What a job that is not done shows is no result: previews and metrics.
@@ -253,12 +255,16 @@ class DirectGateway:
         made: dict[str, Any] = {
             row.job_id: row
             for row in connection.execute(
-                select(attempts.c.job_id, attempts.c.device_s, attempts.c.record, worker_sessions.c.versions)
-                .outerjoin(worker_sessions, worker_sessions.c.id == attempts.c.worker_session)
-                .where(attempts.c.job_id.in_(done), attempts.c.outcome == "succeeded")
+                select(attempts.c.job_id, attempts.c.device_s, attempts.c.record, attempts.c.worker_session).where(
+                    attempts.c.job_id.in_(listed(done)), attempts.c.outcome.in_(("succeeded", "served"))
+                )
             )
         }
-        return [job_record(row, files.get(row.id, []), made.get(row.id)) for row in rows]
+        # Of the few sessions that made a page of jobs the versions are read once, not with every job.
+        sessions = listed({row.worker_session for row in made.values()})
+        of_sessions = select(worker_sessions.c.id, worker_sessions.c.versions).where(worker_sessions.c.id.in_(sessions))
+        versions = {row.id: row.versions for row in connection.execute(of_sessions)} if made else {}
+        return [job_record(row, files.get(row.id, []), made.get(row.id), versions, awaited.get(row.id)) for row in rows]
 
     def events(
         self, batch_id: str, *, after: int = 0, limit: int = 500, line: int | None = None

@@ -35,6 +35,9 @@ _WORDS = {
     "cancel_requested": "marked for cancel while running",
     "retry_requested": "put back by the owner, with all its tries again",
     "expired": "failed: not started within the time that was set for it (--expires)",
+    "served": "given the files of an identical job, which was made before",
+    "joined": "put behind an identical job that is being made",
+    "let_go": "queued, because the identical job that was waited for came to nothing",
     "published": "showed a preview, a metric or a checkpoint from {worker}",
 }
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar
 
 from producer.records import ArtifactRecord, JobRecord
@@ -58,7 +59,8 @@ def result_artifacts(job: JobRecord) -> list[ArtifactRecord]:
 
 def outputs(job: JobRecord) -> list[ArtifactRecord]:
     """The artifacts that a download fetches, in order."""
-    return sorted((a for a in result_artifacts(job) if a.role == "output"), key=lambda a: a.position)
+    found = [a for a in result_artifacts(job) if a.role == "output"]
+    return sorted(found, key=lambda a: a.position) if len(found) > 1 else found
 
 
 def file_name(job: JobRecord, artifact: ArtifactRecord) -> str:
@@ -69,20 +71,23 @@ def file_name(job: JobRecord, artifact: ArtifactRecord) -> str:
     plain = unicodedata.normalize("NFKD", job.custom_id[:400]).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
     position = str(artifact.position) if len(outputs(job)) > 1 else ""
-    kind = _kind(artifact)
+    kind = _kind(artifact.media_type)
     extension = "txt" if kind.startswith("text/") else _EXTENSIONS.get(kind, "bin")
     return "-".join(part for part in (f"{job.line:06}", slug, position) if part) + f".{extension}"
 
 
-def _kind(artifact: ArtifactRecord) -> str:
-    return artifact.media_type.partition(";")[0].strip().lower()
+def _kind(media_type: str) -> str:
+    return media_type.partition(";")[0].strip().lower()
 
 
 def inline_as(artifact: ArtifactRecord) -> Literal["text", "data"] | None:
     """Whether its content stands inside the line, and under which key."""
-    if artifact.bytes > INLINE_MOST:
-        return None
-    kind = _kind(artifact)
+    return _inline_as(artifact.media_type) if artifact.bytes <= INLINE_MOST else None
+
+
+@lru_cache(maxsize=1000)
+def _inline_as(media_type: str) -> Literal["text", "data"] | None:
+    kind = _kind(media_type)
     if kind.startswith("text/"):
         return "text"
     return "data" if kind == "application/json" else None

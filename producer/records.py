@@ -107,6 +107,8 @@ class JobRecord:
     timings: Mapping[str, float | None]
     #: model revision, dtype, generator, versions: enough to make it again
     record: Mapping[str, Any] | None
+    #: with `cache`: the job whose files it was given, or that it waits for, because that one asks for the same
+    identical_to: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The shape of `aigc status JOB --json`."""
@@ -116,7 +118,7 @@ class JobRecord:
             "priority": self.priority, "params": dict(self.params), "seed": self.seed, "metadata": self.metadata,
             "progress": self.progress, "attempt": self.attempt, "error": self.error,
             "artifacts": [artifact.to_json() for artifact in self.artifacts], "timings": dict(self.timings),
-            "record": self.record,
+            "record": self.record, "identical_to": self.identical_to,
         }  # fmt: skip
 
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import re
 import secrets
+import struct
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, to_json
 
 from shared.errors import Problem, RequestError
-from shared.jobs import Lane
+from shared.jobs import Lane, fingerprint
 from shared.tasks import Task, did_you_mean, get_task
 
 #: longest metadata of a job, in bytes of JSON
 MAX_METADATA = 64 * 1024
 #: longest reference to a model
 MAX_MODEL = 500
+#: longest id of a job by its owner, in characters
+MAX_CUSTOM_ID = 256
+#: largest seed; what a job has several of uses seed + 1, … too
+MAX_SEED = 2**63 - 4097
 #: brackets that may stand in params without anyone asking how deep they are nested; a worker reads 200 levels
 SURELY_SHALLOW = 100
 
@@ -40,20 +44,20 @@ class JobRequest(BaseModel):
     task: Annotated[str, Field(min_length=1, max_length=64)]
     params: dict[str, Any]
     model: Annotated[str, Field(min_length=1, max_length=MAX_MODEL)] | None = None
-    custom_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63 - 4096)] | None = None
+    custom_id: Annotated[str, Field(min_length=1, max_length=MAX_CUSTOM_ID)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEED + 1)] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     queue: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
     timeout_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     metadata: dict[str, JsonValue] | None = None
+    cache: bool = False
 
 
 JOB_KEYS = tuple(JobRequest.model_fields)
 
 
-@dataclass(frozen=True, slots=True)
-class ValidJob:
+class ValidJob(NamedTuple):
     """A job that may be stored."""
 
     line: int
@@ -69,6 +73,8 @@ class ValidJob:
     cost: float
     timeout_s: float | None
     max_attempts: int | None
+    #: what it asks for, as a digest; only where identical work is to be done once
+    fingerprint: str | None = None
 
 
 class Invalid(Exception):
@@ -79,9 +85,9 @@ class Invalid(Exception):
         super().__init__("; ".join(map(str, problems)))
 
 
-def draw_seed() -> int:
-    """A seed for a job that has none: 32 bits, so that every tool of the field can take it."""
-    return secrets.randbits(32)
+def draw_seeds(count: int) -> tuple[int, ...]:
+    """Seeds for jobs that have none: 32 bits, so that every tool of the field can take them."""
+    return struct.unpack(f"={count}I", secrets.token_bytes(4 * count))
 
 
 def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
@@ -94,7 +100,7 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
         task = get_task(request.task)
     except RequestError as error:
         raise Invalid([Problem(line, "task", str(error))]) from None
-    problems = _own_problems(line, request, task) + _truth_as_number(line, "", raw, request)
+    problems = _own_problems(line, request, task) + truth_as_number(line, "", raw, request)
     params: BaseModel | None = None
     try:
         params = task.params.model_validate(request.params)
@@ -102,18 +108,20 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
         known = list(task.params.model_fields)
         problems += [_explained(line, "params", item, known) for item in error.errors()]
     else:
-        problems += _truth_as_number(line, "params.", request.params, params)
+        problems += truth_as_number(line, "params.", request.params, params)
     if params is None or problems:
         raise Invalid(problems)
-    params_json = _as_json(line, "params", params)
-    metadata = _as_json(line, "metadata", request.metadata) if request.metadata is not None else None
+    params_json = as_json(line, "params", params)
+    metadata = as_json(line, "metadata", request.metadata) if request.metadata is not None else None
     if metadata and len(metadata.encode()) > MAX_METADATA:
         got = len(metadata.encode())
         raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {got}")])
+    lane = Lane(request.queue or task.queue, task.name, _absolute(request.model or ""))
+    once = fingerprint(lane, params_json, request.seed) if request.cache and request.seed is not None else None
     return ValidJob(
         line=line,
         custom_id=request.custom_id,
-        lane=Lane(request.queue or task.queue, task.name, _absolute(request.model or "")),
+        lane=lane,
         priority=request.priority,
         params_json=params_json,
         seed=request.seed,
@@ -121,6 +129,7 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
         cost=float(task.cost(params)),
         timeout_s=request.timeout_s,
         max_attempts=request.max_attempts,
+        fingerprint=once,
     )
 
 
@@ -133,12 +142,14 @@ def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
         problems.append(Problem(line, "model", f"{task.name} takes no model: leave it out"))
     if request.model is not None and (wrong := _wrong_model(request.model)):
         problems.append(Problem(line, "model", wrong))
+    if request.cache and request.seed is None:
+        problems.append(Problem(line, "cache", "needs a seed: without one, no job is identical to another"))
     if request.custom_id is not None and _NOT_PRINTABLE.search(request.custom_id):
         problems.append(Problem(line, "custom_id", "must not contain control characters"))
     return problems
 
 
-def _truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: BaseModel) -> list[Problem]:
+def truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: BaseModel) -> list[Problem]:
     """`true` where a number is wanted: pydantic would read it as 1."""
     return [
         Problem(line, f"{prefix}{name}", f"must be a number, got {str(value).lower()}")
@@ -148,7 +159,7 @@ def _truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: Base
     ]  # fmt: skip
 
 
-def _as_json(line: int, field: str, value: BaseModel | Mapping[str, Any]) -> str:
+def as_json(line: int, field: str, value: BaseModel | Mapping[str, Any]) -> str:
     """Canonical JSON that a worker can read back. Raises `Invalid`."""
     try:
         made = _without_the_unsaid(value) if isinstance(value, BaseModel) else to_json(value).decode()
@@ -164,7 +175,8 @@ def _as_json(line: int, field: str, value: BaseModel | Mapping[str, Any]) -> str
 
 def _without_the_unsaid(params: BaseModel) -> str:
     """Fields that are None because nobody set them are left out; a None that is somebody's value stays."""
-    unsaid = {name for name in _optional(type(params)) if getattr(params, name) is None}
+    values = params.__dict__
+    unsaid = {name for name in _optional(type(params)) if values[name] is None}
     return params.model_dump_json(exclude=unsaid or None)
 
 

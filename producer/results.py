@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic_core import to_json
+
 from producer.contact_sheet import ContactSheet
 from producer.local_files import drop_abandoned, explained, replacing
 from producer.outputs import (
@@ -50,6 +52,8 @@ _CHUNK = 1 << 20
 CSV_COLUMNS = (
     "index", "custom_id", "status", "task", "model", "text", "paths", "error_code", "error_message", "seed", "params",
 )  # fmt: skip
+#: where some readers end a line, and the same in JSON
+_LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 #: what makes a spreadsheet take a cell for a formula, full-width forms included
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
@@ -221,11 +225,10 @@ class _Download:
             paths: dict[int, str] = {}
             problems: dict[int, str] = {}
             for artifact in outputs(job):
-                name = file_name(job, artifact)
                 try:
                     if artifact.id in fetched:
                         self._count(fetched[artifact.id].result())
-                        paths[artifact.id] = name
+                        paths[artifact.id] = file_name(job, artifact)
                         continue
                     body = self._contents.read(job, artifact)
                 except DamagedOutput as error:
@@ -233,6 +236,7 @@ class _Download:
                     continue
                 inline.append((artifact, body))
                 if self._text_files and inline_as(artifact) == "text":
+                    name = file_name(job, artifact)
                     self._count(self._keep(artifact, body, self._out / name))
                     paths[artifact.id] = name
             yield job, _line(job, inline, paths, problems)
@@ -285,7 +289,7 @@ def _line(
         "index": job.line, "custom_id": job.custom_id, "job_id": job.id, "status": job.status, "task": job.task,
         "model": job.model, "params": dict(job.params), "seed": job.seed, "metadata": job.metadata,
     }  # fmt: skip
-    for kind, several, decode in (("text", "texts", _text), ("data", "datas", _data)):
+    for kind, several, decode in (("text", "texts", _text), ("data", "datas", _data)) if inline else ():
         values = [decode(body) for artifact, body in inline if inline_as(artifact) == kind]
         if values:
             line[kind] = values[0]
@@ -320,10 +324,15 @@ def _data(body: bytes) -> Any:
 
 def _json_lines(append: Callable[[bytes], None]) -> Callable[[Mapping[str, Any]], None]:
     def write(line: Mapping[str, Any]) -> None:
-        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-        for separator in "\x85\u2028\u2029":  # some readers end a line there
-            text = text.replace(separator, f"\\u{ord(separator):04x}")
-        append(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate becomes its JSON escape
+        try:
+            made = to_json(line, inf_nan_mode="constants")
+        except ValueError:  # nested very deeply, or a lone surrogate, which becomes its JSON escape
+            text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+            made = text.encode("utf-8", "backslashreplace")
+        for separator, escaped in _LINE_ENDS:
+            if separator in made:
+                made = made.replace(separator, escaped)
+        append(made + b"\n")
 
     return write
 

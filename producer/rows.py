@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import Row
 
 from producer.records import ArtifactRecord, BatchRecord, ErrorSum, EventRecord, JobRecord, WorkerRecord
@@ -68,19 +68,30 @@ def artifact_record(row: Row[Any]) -> ArtifactRecord:
     )  # fmt: skip
 
 
-def job_record(row: Row[Any], files: Sequence[ArtifactRecord], made: Row[Any] | None) -> JobRecord:
-    """A job with its lane; `made` is the attempt that succeeded."""
+def job_record(
+    row: Row[Any],
+    files: Sequence[ArtifactRecord],
+    made: Row[Any] | None,
+    versions: Mapping[str, Any],
+    awaited: str | None = None,
+) -> JobRecord:
+    """A job with its lane; `made` is the attempt that succeeded, `versions` those of its worker by session.
+
+    `awaited` is the identical job that it waits for.
+    """
     error = {"code": row.error_code, "message": row.error_message or ""} if row.error_code else None
     timings = {
         name: getattr(row, name) for name in ("created_at", "available_at", "claimed_at", "entered_at", "finished_at")
     }
     return JobRecord(
         id=row.id, batch_id=row.batch_id, line=row.line, custom_id=row.custom_id, status=row.state, task=row.task,
-        model=row.model or None, queue=row.queue, priority=row.priority, params=json.loads(row.params_json),
-        seed=row.seed, metadata=json.loads(row.metadata_json) if row.metadata_json else None, progress=row.progress,
-        attempt=row.attempts + (1 if row.state in ("running", "succeeded") else 0), error=error,
+        model=row.model or None, queue=row.queue, priority=row.priority, params=from_json(row.params_json),
+        seed=row.seed, metadata=from_json(row.metadata_json) if row.metadata_json else None, progress=row.progress,
+        attempt=row.attempts + (row.state == "running" or (row.state == "succeeded" and row.same_as is None)),
+        error=error, identical_to=row.same_as or awaited,
         artifacts=tuple(files), timings={**timings, "device_s": made.device_s if made else None},
-        record={**(made.record or {}), "versions": made.versions} if made else None,
+        # What was made by another worker than the one that found it says itself by which versions.
+        record={"versions": versions.get(made.worker_session), **(made.record or {})} if made else None,
     )  # fmt: skip
 
 

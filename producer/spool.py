@@ -6,25 +6,40 @@ A source that is slow, stalls, or turns out to be wrong in its last line holds n
 from __future__ import annotations
 
 import hashlib
+import marshal
 import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from producer.requests import Invalid, ValidJob, draw_seed, validate
+from producer.custom_ids import CustomIds
+from producer.quick import Validator
+from producer.requests import Invalid, ValidJob, draw_seeds
 from producer.sources import Item
 from shared.errors import InvalidJobs, Problem, RequestError, Unavailable
-from shared.ids import job_id
-from shared.jobs import Lane
+from shared.jobs import Lane, NewJob
 from shared.settings import make_private
 
 #: problems kept in memory; all of them go to the report
 KEPT_PROBLEMS = 100
+#: most jobs of a block: it is stored in one transaction, and no other writer is to wait for it for long
+BLOCK = 4000
+#: characters of params and metadata after which a block ends
+BLOCK_SIZE = 4 << 20
+
+#: a job in the spool: a `ValidJob` with its custom id filled in, and the number of its lane among those of the spool
+_Row = tuple[int, str, int, int, str, "int | None", "str | None", float, "float | None", "int | None", "str | None"]
+_custom_id = itemgetter(1)
+_lane_and_priority = itemgetter(2, 3)
+_cost = itemgetter(7)
+_fingerprint = itemgetter(10)
 
 
 @dataclass
@@ -41,61 +56,57 @@ class Spool:
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
     digest: str = ""
+    #: jobs whose owner wants identical work done once
+    with_cache: int = 0
+    #: where each block ends in the file
+    ends: array[int] = field(default_factory=lambda: array("q"))
 
-    def rows(
-        self, batch_id: str, tenant: str, lane_ids: list[int], defaults: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """The jobs as rows for the table, in order."""
-        self.file.seek(0)
-        for raw in self.file:
-            seed, _, row = raw.partition(b" ")
-            line, custom_id, lane, priority, params, _, metadata, cost, timeout_s, max_attempts = from_json(row)
-            yield {
-                "id": job_id(batch_id, line), "batch_id": batch_id, "tenant_id": tenant, "line": line,
-                "custom_id": custom_id, "lane_id": lane_ids[lane], "priority": priority, "params_json": params,
-                "seed": int(seed), "metadata_json": metadata, "cost": cost, "timeout_s": timeout_s,
-                "max_attempts": max_attempts or defaults["max_attempts"], "expires_at": defaults["expires_at"],
-            }  # fmt: skip
+    def blocks(self, lane_ids: list[int], *, max_attempts: int, expires_at: float | None) -> Iterator[list[NewJob]]:
+        """The jobs in order, as many at a time as go into one transaction.
+
+        `lane_ids` are the numbers of `lanes` in the database; `max_attempts` is for jobs that do not say it themselves.
+        """
+        for number in range(len(self.ends)):
+            seeds, rows = self._block(number)
+            yield [
+                NewJob(
+                    line, custom_id, lane_ids[lane], priority, params_json, drawn if seed is None else seed,
+                    metadata_json, cost, timeout_s, tries or max_attempts, expires_at, fingerprint,
+                )
+                for drawn, (
+                    line, custom_id, lane, priority, params_json, seed, metadata_json, cost, timeout_s, tries,
+                    fingerprint,
+                ) in zip(seeds, rows, strict=True)
+            ]  # fmt: skip
+
+    def write(self, rows: list[_Row]) -> None:
+        """Write a block down, with a seed for each job that has none. Raises `OSError`."""
+        block = marshal.dumps((draw_seeds(len(rows)), rows))
+        begin = self.ends[-1] if self.ends else 0
+        self.file.seek(begin)
+        self.file.write(block)
+        self.ends.append(begin + len(block))
+        self.total += len(rows)
+        self.cost += sum(map(_cost, rows))
+        self.ready.update(map(_lane_and_priority, rows))
+        self.with_cache += len(rows) - list(map(_fingerprint, rows)).count(None)
+
+    def custom_ids(self, number: int) -> frozenset[str]:
+        """Those of a block, counted from 0."""
+        return frozenset(map(_custom_id, self._block(number)[1]))
+
+    def _block(self, number: int) -> tuple[tuple[int, ...], list[_Row]]:
+        begin = self.ends[number - 1] if number else 0
+        self.file.seek(begin)
+        block = marshal.loads(self.file.read(self.ends[number] - begin))  # noqa: S302 - nobody else writes this file
+        seeds, rows = block
+        return seeds, rows
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-
-
-class _CustomIds:
-    """Which custom ids were there before, in a few bytes each: a missing one is its line number."""
-
-    def __init__(self) -> None:
-        self._given: set[int] = set()
-        self._implied = bytearray()
-
-    def taken(self, line: int, custom_id: str | None) -> bool:
-        """Note an id; True if another job has it."""
-        if custom_id is None:
-            byte, bit = line >> 3, 1 << (line & 7)
-            if byte >= len(self._implied):
-                self._implied.extend(bytes(byte - len(self._implied) + 1))
-            self._implied[byte] |= bit
-            return self._hash(str(line)) in self._given
-        hashed = self._hash(custom_id)
-        if hashed in self._given or self._is_implied(custom_id):
-            return True
-        self._given.add(hashed)
-        return False
-
-    def _is_implied(self, custom_id: str) -> bool:
-        if not (
-            custom_id.isascii() and custom_id.isdigit() and str(int(custom_id)) == custom_id and len(custom_id) < 18
-        ):
-            return False
-        line = int(custom_id)
-        return line >> 3 < len(self._implied) and bool(self._implied[line >> 3] & 1 << (line & 7))
-
-    @staticmethod
-    def _hash(custom_id: str) -> int:
-        return int.from_bytes(hashlib.blake2b(custom_id.encode(), digest_size=8).digest())
 
 
 def fill_spool(
@@ -131,54 +142,82 @@ def _unwritable(path: Path, error: OSError) -> Unavailable:
 
 
 def _fill(spool: Spool, source: Iterable[Item], folder: Path, report: Path | None) -> None:
-    digest = hashlib.sha256()
-    ids = _CustomIds()
-    lanes: dict[Lane, int] = {}
-    with _Report(report) as write:
+    validate = Validator()
+    with _Report(report) as write, _Blocks(spool, folder) as blocks:
         for line, item in source:
-            found = _checked(line, item, ids)
-            if isinstance(found, list):
+            try:
+                if isinstance(item, Problem):
+                    raise Invalid([item])
+                blocks.add(validate(line, item))
+            except Invalid as invalid:
+                found = invalid.problems
                 spool.problem_count += len(found)
                 spool.problems += found[: max(0, KEPT_PROBLEMS - len(spool.problems))]
                 write(found)
-                continue
-            number = lanes.setdefault(found.lane, len(lanes))
-            row = to_json(
-                [
-                    found.line, found.custom_id or str(line), number, found.priority, found.params_json, found.seed,
-                    found.metadata_json, found.cost, found.timeout_s, found.max_attempts,
-                ]
-            )  # fmt: skip
-            digest.update(row)
-            # A drawn seed is no part of the request: the same request again has the same digest.
-            line_of_spool = b"%d %s\n" % (draw_seed() if found.seed is None else found.seed, row)
-            try:
-                spool.file.write(line_of_spool)
-            except OSError as error:
-                raise _unwritable(folder, error) from None
-            spool.total += 1
-            spool.cost += found.cost
-            spool.ready[number, found.priority] += 1
-    try:
-        spool.file.flush()
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    digest.update(repr(lanes).encode())
-    spool.lanes = list(lanes)
-    spool.digest = digest.hexdigest()
 
 
-def _checked(line: int, item: dict[str, Any] | Problem, ids: _CustomIds) -> ValidJob | list[Problem]:
-    if isinstance(item, Problem):
-        return [item]
-    try:
-        job = validate(line, item)
-    except Invalid as invalid:
-        return invalid.problems
-    if ids.taken(line, job.custom_id):
-        shown = job.custom_id or str(line)
-        return [Problem(line, "custom_id", f"{shown!r} stands in an earlier line too: each job needs its own")]
-    return job
+class _Blocks:
+    """Gathers jobs into blocks of the spool, and tells those whose id another job has."""
+
+    def __init__(self, spool: Spool, folder: Path) -> None:
+        self._spool = spool
+        self._folder = folder
+        #: the block that is being gathered, the ids in it, and its size
+        self._rows: list[_Row] = []
+        self._here: set[str] = set()
+        self._size = 0
+        self._lanes: dict[Lane, int] = {}
+        self._digest = hashlib.sha256()
+        self._ids = CustomIds(self._ids_at)
+        #: the block that was looked into last, and the ids in it
+        self._seen: tuple[int, frozenset[str]] = (-1, frozenset())
+
+    def add(self, job: ValidJob) -> None:
+        """Put a job down. Raises `Invalid` if another job has its id, and `Unavailable` if the disk is full."""
+        line, custom_id = job.line, job.custom_id
+        if self._ids.taken(line, custom_id, len(self._spool.ends)):
+            shown = custom_id or str(line)
+            message = f"{shown!r} stands in an earlier line too: each job needs its own"
+            raise Invalid([Problem(line, "custom_id", message)])
+        number = self._lanes.setdefault(job.lane, len(self._lanes))
+        custom_id = custom_id or str(line)
+        self._rows.append((line, custom_id, number, *job[3:]))
+        self._here.add(custom_id)
+        self._size += len(job.params_json) + len(job.metadata_json or "")
+        if len(self._rows) >= BLOCK or self._size >= BLOCK_SIZE:
+            self._write()
+
+    def _write(self) -> None:
+        # A drawn seed is no part of the request: the same request again has the same digest.
+        self._digest.update(to_json(self._rows)[1:-1] + b",")
+        try:
+            self._spool.write(self._rows)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from None
+        self._rows, self._here, self._size = [], set(), 0
+
+    def _ids_at(self, number: int) -> Container[str]:
+        if number == len(self._spool.ends):
+            return self._here
+        if number != self._seen[0]:
+            self._seen = number, self._spool.custom_ids(number)
+        return self._seen[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            return
+        if self._rows:
+            self._write()
+        try:
+            self._spool.file.flush()
+        except OSError as error:
+            raise _unwritable(self._folder, error) from None
+        self._digest.update(repr(self._lanes).encode())
+        self._spool.lanes = list(self._lanes)
+        self._spool.digest = self._digest.hexdigest()
 
 
 class _Report:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from unicodedata import category
 
 from producer.spool import Spool
@@ -14,14 +13,14 @@ from shared import jobs
 from shared.database import CommitUnknown, Database
 from shared.errors import AigcError, RequestError, Unavailable
 from shared.ids import is_job_id
-from shared.jobs import NewBatch
-from shared.queue import Queue
+from shared.jobs import NewBatch, NewJob
+from shared.queue import queue_of
 from shared.settings import Settings
 
 log = logging.getLogger("aigc.submit")
 
-#: jobs per transaction: short enough that nobody waits for a million lines
-CHUNK = 5000
+#: a batch of so many jobs is stored and opened in one transaction
+SMALL = 100
 MAX_NAME = 200
 #: ten years
 MAX_EXPIRES_S = 10 * 365 * 86400
@@ -56,19 +55,12 @@ def submit(
     """
     _require_sound(name, idempotency_key, expires_s)
     batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
-    with _not_accepted():
-        first = jobs.begin_batch(db, batch)
+    store = _in_one_go if spool.total <= SMALL and len(spool.ends) == 1 else _in_blocks
+    first, lane_ids = store(settings, db, spool, batch, expires_s)
     if first != batch.id:
         return Submitted(first, spool.total, replayed=True)
-    try:
-        with _not_accepted():
-            ready = _store(settings, db, spool, batch, expires_s)
-        _open(db, batch, ready)
-    except CommitUnknown:
-        raise  # never clear away what may have been accepted
-    except BaseException:
-        _clear_away(db, batch.id)
-        raise
+    if spool.with_cache:
+        _match(db, batch, set(lane_ids))
     return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool))
 
 
@@ -95,28 +87,63 @@ def _not_accepted() -> Iterator[None]:
         ) from error
 
 
-def _store(
+def _in_one_go(
     settings: Settings, db: Database, spool: Spool, batch: NewBatch, expires_s: float | None
-) -> Mapping[tuple[int, int], int]:
-    """All jobs, chunk by chunk; returns how many there are of each lane and priority."""
-    numbers = jobs.lane_ids(db, spool.lanes)
-    lane_ids = [numbers[lane] for lane in spool.lanes]
-    defaults = {"max_attempts": settings.max_attempts, "expires_at": db.clock() + expires_s if expires_s else None}
-    rows = spool.rows(batch.id, batch.tenant, lane_ids, defaults)
-    while chunk := list(islice(rows, CHUNK)):
-        jobs.add_jobs(db, batch.id, chunk)
-    return {(lane_ids[lane], priority): n for (lane, priority), n in spool.ready.items()}
+) -> tuple[str, list[int]]:
+    """One transaction: a single job is not to wait for four."""
+    expires_at = db.clock() + expires_s if expires_s else None
+
+    def rows(lane_ids: list[int]) -> list[NewJob]:
+        return next(spool.blocks(lane_ids, max_attempts=settings.max_attempts, expires_at=expires_at))
+
+    with _acceptance(batch):
+        return jobs.store_batch(db, batch, spool.lanes, rows, spool.ready)
 
 
-def _open(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], int]) -> None:
+def _in_blocks(
+    settings: Settings, db: Database, spool: Spool, batch: NewBatch, expires_s: float | None
+) -> tuple[str, list[int]]:
+    """A batch that is `loading` takes one block after the other; what is stored half is cleared away."""
+    with _not_accepted():
+        first = jobs.begin_batch(db, batch)
+    if first != batch.id:
+        return first, []
     try:
-        jobs.open_batch(db, batch, ready)
+        with _not_accepted():
+            numbers = jobs.lane_ids(db, spool.lanes)
+            lane_ids = [numbers[lane] for lane in spool.lanes]
+            expires_at = db.clock() + expires_s if expires_s else None
+            for block in spool.blocks(lane_ids, max_attempts=settings.max_attempts, expires_at=expires_at):
+                jobs.add_jobs(db, batch.id, block)
+        with _acceptance(batch):
+            jobs.open_batch(db, batch, {(lane_ids[lane], priority): n for (lane, priority), n in spool.ready.items()})
+    except CommitUnknown:
+        raise  # never clear away what may have been accepted
+    except BaseException:
+        _clear_away(db, batch.id)
+        raise
+    return first, lane_ids
+
+
+@contextmanager
+def _acceptance(batch: NewBatch) -> Iterator[None]:
+    """The transaction that opens the batch: where the answer to its COMMIT is lost, say under which id to look."""
+    try:
+        yield
     except CommitUnknown as error:
         raise CommitUnknown(
             error.part,
             error.address,
             f"{error.reason}; batch {batch.id} may have been accepted: look with `aigc status {batch.id}`",
         ) from error
+
+
+def _match(db: Database, batch: NewBatch, lane_ids: set[int]) -> None:
+    """What was made before, or is being made, need not wait for a worker to say so; should this fail, one does."""
+    try:
+        jobs.match_batch(db, batch.id, jobs.known_makers(db, lane_ids))
+    except AigcError as error:
+        log.warning("identical work is found by the workers alone: %s", error)
 
 
 def _clear_away(db: Database, batch_id: str) -> None:
@@ -128,7 +155,7 @@ def _clear_away(db: Database, batch_id: str) -> None:
 
 def _ring(settings: Settings, db: Database, spool: Spool) -> tuple[str, ...]:
     try:
-        Queue(settings).ring(db, sorted({lane.queue for lane in spool.lanes}))
+        queue_of(settings).ring(db, sorted({lane.queue for lane in spool.lanes}))
     except AigcError as error:
         return (f"the jobs are stored; they start when Redis answers: {error}",)
     except Exception as error:

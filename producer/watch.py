@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from producer.gateway import Gateway
 
 #: where nobody looks: seconds between two polls at first, and at most
-FIRST_POLL_S, SLOWEST_POLL_S = 0.3, 2.0
+FIRST_POLL_S, SLOWEST_POLL_S = 0.005, 2.0
 #: so long the database may be silent
 PATIENCE_S = 60.0
 #: after so long without anything running, and then again, it is asked why

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, func, literal, or_, select
 
 from producer.records import JobRecord, SystemRecord, WorkerRecord
 from producer.words import first_capital, keeper, moment, paused, several, span, troubles
@@ -44,6 +44,8 @@ def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord, *, idl
             said = [*_running(connection, job, facts, system), *_past(connection, facts)]
         elif job.status == "queued":
             said = [*_queued(connection, unwoken, job, facts, system), *_past(connection, facts)]
+        elif job.identical_to is not None:
+            said = [*_identical(connection, job, system)]
         else:
             said = [_PLAIN[job.status]]
     return " ".join(first_capital(sentence) for sentence in said)
@@ -54,6 +56,21 @@ _PLAIN = {
     "cancelled": "It was cancelled.",
     "waiting": "It waits for another job.",
 }
+
+
+def _identical(connection: Connection, job: JobRecord, system: SystemRecord) -> Iterator[str]:
+    """It was given the files of another job, or waits for them."""
+    other = f"job {job.identical_to}"
+    if job.status == "succeeded":
+        yield f"It is done: it asked for the same as {other} and was given its files (`cache`)."
+        return
+    state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job.identical_to))
+    if state in ("queued", "running"):
+        yield f"It waits for {other}, which makes the same and is {state} (`cache`)."
+        if state == "queued":
+            yield f"`aigc why {job.identical_to}` tells why that one does not start."
+    else:
+        yield f"It waited for {other}, which has ended; a keeper lets it go on. {_keeper(system)}".strip()
 
 
 def _failed(connection: Connection, job: JobRecord, facts: Row[Any]) -> Iterator[str]:
@@ -218,18 +235,31 @@ def _ahead(connection: Connection, job: JobRecord, facts: Row[Any]) -> int:
             backlog.c.batch_id == job.batch_id, backlog.c.priority > job.priority
         )
     )
-    first = connection.scalar(
-        select(jobs.c.line)
-        .where(
-            jobs.c.batch_id == job.batch_id,
-            jobs.c.priority == job.priority,
-            jobs.c.state == "queued",
-            jobs.c.available_at.is_(None),
-        )
-        .order_by(jobs.c.line)
-        .limit(1)
-    )
+    first = _first_ready(connection, job)
     return int(others or 0) + int(own or 0) + max(0, job.line - (first or job.line))
+
+
+def _first_ready(connection: Connection, job: JobRecord) -> int | None:
+    """The first line of its batch that waits at its priority: one look into the index of ready jobs for each lane."""
+    waiting = select(backlog.c.lane_id).where(
+        backlog.c.batch_id == job.batch_id, backlog.c.priority == job.priority, backlog.c.ready > 0
+    )
+    firsts = [
+        connection.scalar(
+            select(jobs.c.line)
+            .where(
+                jobs.c.batch_id == job.batch_id,
+                jobs.c.lane_id == lane_id,
+                jobs.c.priority == job.priority,
+                jobs.c.state == literal("queued", literal_execute=True),
+                jobs.c.available_at.is_(None),
+            )
+            .order_by(jobs.c.line)
+            .limit(1)
+        )
+        for lane_id in connection.scalars(waiting).all()
+    ]
+    return min((line for line in firsts if line is not None), default=None)
 
 
 # --- what it has been through ---

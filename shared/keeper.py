@@ -116,13 +116,14 @@ class Keeper:
     # --- the clock ---
 
     def look_at_the_clock(self) -> None:
-        """Let go what is due, and end what is late. Raises `Unavailable` if SQL does not answer."""
+        """Let go what is due or has waited for nothing, and end what is late. Raises `Unavailable` if SQL is away."""
         jobs.release_due(self._db)
         jobs.expire(self._db)
         overdue = jobs.reap_overdue(self._db, self._settings.lease_s)
         if overdue:
             taken = "a job was" if overdue == 1 else f"{overdue} jobs were"
             log.warning("%s taken from workers that did not end them in their time", taken)
+        jobs.settle(self._db)
 
     # --- the house ---
 

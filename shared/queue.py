@@ -6,8 +6,11 @@ decides. Losing, doubling or forging a message does no harm, and each queue hold
 
 from __future__ import annotations
 
+import functools
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -27,6 +30,8 @@ TASK_NAME = "aigc.generate"
 IDS_PER_MESSAGE = 64
 #: Redis answers within this many seconds, or is away
 SOCKET_TIMEOUT_S = 10.0
+#: a connection that was closed says so within this many seconds; what takes longer is no better over a new one
+AT_ONCE_S = 1.0
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -66,8 +71,11 @@ class Queue:
     """The producer's end: rings, looks, and tells what is wrong with Redis."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects on first use."""
+        """Connects on first use, and stays connected."""
         self._settings = settings
+        self._client: tuple[str, Redis] | None = None
+        self._sender: tuple[str, _Sender] | None = None
+        self._sending = threading.Lock()
         #: where it is, fit to be shown; None if it is the embedded one and that does not run
         self.address = without_password(settings.broker_url) if settings.broker_url else None
 
@@ -86,13 +94,45 @@ class Queue:
         return sent
 
     def _send(self, db: Database, queue: str, messages: int) -> int:
-        app = make_celery(self._settings)
-        sent = 0
-        with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-            for batch_id, ids in _hints(db, queue, messages):
-                app.send_task(TASK_NAME, args=[queue, batch_id, ids], queue=queue, producer=producer, retry=False)
-                sent += 1
-        return sent
+        with self._sending:
+            hints = list(_hints(db, queue, messages))
+            for batch_id, ids in hints:
+                self._send_one([queue, batch_id, ids], queue)
+        return len(hints)
+
+    def _send_one(self, args: list[object], queue: str) -> None:
+        """Over the connection of last time, or over a new one if that was closed meanwhile."""
+        url, began = self._settings.broker_url or "", time.monotonic()
+        if self._sender is not None and self._sender[0] == url:
+            try:
+                self._sender[1].send(args, queue)
+            except (RedisError, OperationalError, OSError):
+                self._forget_sender()
+                if time.monotonic() - began > AT_ONCE_S:
+                    raise
+            else:
+                return
+        self._forget_sender()
+        sender = _Sender(self._settings)
+        try:
+            sender.send(args, queue)
+        except BaseException:
+            sender.close()
+            raise
+        self._sender = (url, sender)
+
+    def _forget_sender(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender[1].close()
+
+    def close(self) -> None:
+        """Leave Redis; the next use connects again."""
+        with self._sending:
+            self._forget_sender()
+        client, self._client = self._client, None
+        if client is not None:
+            client[1].close()
 
     def lengths(self, queues: list[str]) -> dict[str, int]:
         """How many messages wait in each queue. Raises `Unavailable`."""
@@ -118,16 +158,13 @@ class Queue:
             )
         self.address = address = without_password(url)
         try:
-            client = Redis.from_url(
-                url,
-                socket_timeout=SOCKET_TIMEOUT_S,
-                socket_connect_timeout=min(self._settings.connect_timeout_s, 3.0),
-            )
+            if self._client is None or self._client[0] != url:
+                self._client = (url, self._connected(url))
+            client = self._client[1]
         except ValueError as error:
             raise RequestError(f"AIGC_REDIS_URL cannot be used: {error}; write redis://:password@host:6379/0") from None
         try:
-            with client:
-                yield client
+            yield client
         except AuthenticationError:
             raise Unavailable("redis", address, "wrong password", "check the password in AIGC_REDIS_URL") from None
         except (RedisError, OperationalError, OSError) as error:
@@ -136,6 +173,39 @@ class Queue:
             if "maxmemory" in reason:
                 advice = "give it more memory"
             raise Unavailable("redis", address, reason, advice) from None
+
+    def _connected(self, url: str) -> Redis:
+        return Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=min(self._settings.connect_timeout_s, 3.0),
+        )
+
+
+class _Sender:
+    """A Celery application and its connection for sending."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = make_celery(settings)
+        self._connection = self._app.connection_for_write()
+        self._producer = self._app.amqp.Producer(self._connection)
+
+    def send(self, args: list[object], queue: str) -> None:
+        """One message. Raises what Redis and its clients raise."""
+        self._app.send_task(TASK_NAME, args=args, queue=queue, producer=self._producer, retry=False)
+
+    def close(self) -> None:
+        """Leave Redis; what stands in the way of that is of no interest."""
+        with suppress(Exception):
+            self._producer.release()
+        with suppress(Exception):
+            self._connection.release()
+
+
+@functools.lru_cache(maxsize=4)
+def queue_of(settings: Settings) -> Queue:
+    """The same queue for the same settings, with the connections that it has: for those who ring again and again."""
+    return Queue(settings)
 
 
 def _ready(db: Database, queues: list[str] | None) -> list[tuple[str, int]]:

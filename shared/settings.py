@@ -72,8 +72,16 @@ class Settings(BaseSettings):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     #: most models that stay in memory of one worker
     resident_models: Annotated[int, Field(ge=1, le=64)] = 4
+    #: megabytes of a worker's device that models in memory may take (0 = as many as the device has room for)
+    resident_mb: Annotated[int, Field(ge=0)] = 0
+    #: megabytes of host memory for models that had to leave a GPU and may come back (0 = a quarter of the host's)
+    parked_mb: Annotated[int, Field(ge=0)] = 0
+    #: seconds that a lane whose turn it is may wait because another model is in memory
+    age_bound_s: Annotated[float, Field(ge=1, le=86_400)] = 30.0
     #: number type on CUDA; a CPU always computes in float32
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    #: whether models are compiled where their generator can do that (pictures): a slow start, then faster
+    compile: bool = False
     #: threads a worker computes with; 0 = as many as this machine has physical cores
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     #: where this worker computes: `cpu`, `cuda`, or `auto` (the first GPU it sees, else the CPU)
@@ -90,6 +98,8 @@ class Settings(BaseSettings):
     stuck_s: Annotated[float, Field(ge=1, le=86_400)] = 300.0
     #: megabytes that a worker may grow by, with the same models loaded, before it starts anew (0 = any)
     memory_growth_mb: Annotated[int, Field(ge=0)] = 4096
+    #: megabytes of outputs that a worker may have on their way to the storage before its model waits
+    buffer_mb: Annotated[int, Field(ge=1)] = 512
     #: where a worker's child tells its parent how it is; set by the parent
     pulse_file: Path | None = None
     #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start

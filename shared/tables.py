@@ -105,6 +105,8 @@ lanes = Table(
     Column("model", String(500), nullable=False),
     # canonical JSON list of adapters; empty if none
     Column("adapters", String(500), nullable=False, server_default=""),
+    # when jobs of it were last claimed, by anybody
+    Column("claimed_at", Double),
     UniqueConstraint("queue", "task", "model", "adapters"),
 )
 
@@ -124,11 +126,31 @@ backlog = Table(
     Index("ix_backlog_ready", "lane_id", "priority", "opened_at", postgresql_where=_waiting, sqlite_where=_waiting),
 )
 
+_active = text("active")
+
+service = Table(
+    "service",
+    metadata,
+    # what tenants share fairly: the workers of a queue, among jobs of one priority
+    Column("queue", String(64), primary_key=True),
+    Column("priority", Integer, primary_key=True, autoincrement=False),
+    Column("tenant_id", String(64), primary_key=True),
+    # device seconds that it was served, as measured, on top of where it stood when it last came back
+    Column("served_s", Double, nullable=False),
+    # estimated seconds of its jobs that are claimed and not ended
+    Column("claimed_s", Double, nullable=False),
+    # whether something of it was ready when workers last claimed
+    Column("active", Boolean, nullable=False),
+    Index("ix_service_active", "queue", postgresql_where=_active, sqlite_where=_active),
+)
+
 _ready = text("state = 'queued' AND available_at IS NULL")
 _delayed = text("state = 'queued' AND available_at IS NOT NULL")
 _running = text("state = 'running'")
 _timed = text("state = 'running' AND deadline_at IS NOT NULL")
 _perishable = text("expires_at IS NOT NULL AND state IN ('waiting', 'queued')")
+_alike = text("fingerprint IS NOT NULL AND same_as IS NULL")
+_awaited = text("awaited_at IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -179,6 +201,14 @@ jobs = Table(
     Column("progress", Double),
     Column("error_code", String(64)),
     Column("error_message", Text),
+    # what it asks for, as a digest; only where its owner wants identical work done once (`cache`)
+    Column("fingerprint", String(64)),
+    # what makes it, or has made it, as a digest: model revision, number type, generator and its version, device
+    Column("maker", String(64)),
+    # the job whose files it was given instead of being made
+    Column("same_as", String(64)),
+    # since when identical jobs wait for it
+    Column("awaited_at", Double),
     UniqueConstraint("batch_id", "line"),
     CheckConstraint(f"state IN {JOB_STATES!r}", name="state"),
     Index(
@@ -194,6 +224,16 @@ jobs = Table(
     Index("ix_jobs_running", "worker_session", postgresql_where=_running, sqlite_where=_running),
     Index("ix_jobs_timed", "deadline_at", postgresql_where=_timed, sqlite_where=_timed),
     Index("ix_jobs_perishable", "expires_at", postgresql_where=_perishable, sqlite_where=_perishable),
+    Index(
+        "ix_jobs_alike",
+        "tenant_id",
+        "fingerprint",
+        "state",
+        "priority",
+        postgresql_where=_alike,
+        sqlite_where=_alike,
+    ),
+    Index("ix_jobs_awaited", "state", postgresql_where=_awaited, sqlite_where=_awaited),
 )
 
 _open = text("ended_at IS NULL")

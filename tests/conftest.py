@@ -12,7 +12,7 @@ from swift_server import SwiftServer
 
 from shared.settings import Settings
 
-# Tests run beside each other. Threads of OpenMP that spin while they wait for one another would take the cores from all:
+# Tests run beside each other. OpenMP threads that spin while they wait for one another would take the cores from all:
 # to be set before torch is imported, and for the workers that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -106,6 +106,21 @@ def llama(folder: Path) -> None:
 
 
 @_cached
+def sliding(folder: Path) -> None:
+    """A Mistral that attends to the last sixteen tokens only."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    size = _save_tokenizer(folder, bos=True)
+    torch.manual_seed(2)
+    config = MistralConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, max_position_embeddings=128, sliding_window=16, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(folder)
+
+
+@_cached
 def headless(folder: Path) -> None:
     """A GPT-2 saved without its head."""
     _save_gpt2(folder, chat=False, kind="GPT2Model")
@@ -207,6 +222,38 @@ def stable_diffusion(folder: Path) -> None:
     StableDiffusionPipeline(
         vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+@_cached
+def stable_diffusion_xl(folder: Path) -> None:
+    """A Stable Diffusion XL of 16 pixels (VAE by 2) with two CLIP text encoders."""
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    size = _save_clip_tokenizer(folder / "scratch")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "scratch")
+    shutil.rmtree(folder / "scratch")
+    torch.manual_seed(2)
+    text = CLIPTextConfig(
+        vocab_size=size, hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=32, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=64,
+        attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32), norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, add_watermarker=False,
+        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
     ).save_pretrained(folder)  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How many jobs fit into memory at once: learned from what did not fit, forgotten slowly."""
+"""How many jobs fit into memory at once: learned from what they took and from what did not fit, forgotten slowly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 #: microbatches at the ceiling that have to fit before one more job is tried
 PATIENCE = 20
+#: share of the memory that a microbatch may be planned to fill
+FILLED = 0.9
 
 
 @dataclass(slots=True)
@@ -21,11 +23,25 @@ class Ceilings:
     def __init__(self) -> None:
         """Nothing is known, so anything may be tried."""
         self._known: dict[Hashable, _Ceiling] = {}
+        #: jobs of the largest microbatch that was measured, and how many would fit by that
+        self._measured: dict[Hashable, tuple[int, int]] = {}
 
     def limit(self, key: Hashable, wanted: int) -> int:
         """How many of `wanted` jobs may run together; at least one."""
         known = self._known.get(key)
-        return wanted if known is None else max(1, min(wanted, known.jobs))
+        most = wanted if known is None else min(wanted, known.jobs)
+        tried, fits = self._measured.get(key, (wanted, wanted))
+        return max(1, min(most, max(tried, fits)))
+
+    def measured(self, key: Hashable, jobs: int, taken: int, room: int) -> None:
+        """So many jobs together took so many bytes at their peak, of `room` that there were for them.
+
+        A larger microbatch is planned by this share per job. What a microbatch takes whatever its size counts as the
+        jobs' own, so that the plan is on the safe side and comes closer to the truth with each larger one.
+        """
+        tried, _ = self._measured.get(key, (0, 0))
+        if jobs >= tried and taken > 0:
+            self._measured[key] = (jobs, int(room * FILLED * jobs / taken))
 
     def ran_out(self, key: Hashable, jobs: int) -> None:
         """So many jobs together ran out of memory: half of them may be tried."""

@@ -1,26 +1,34 @@
-"""Models in memory: found by what their files say, kept until the least recently used one has to go."""
+"""Models in memory: found by what their files say, kept by their worth within the memory that there is.
+
+A model that has to leave a GPU goes into the memory of its host, where it can, and comes back from there: that takes a
+fraction of the time in which it is loaded from its files.
+"""
 
 from __future__ import annotations
 
 import gc
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from shared.errors import AigcError, JobFailed, ModelRejected
+from shared.scheduling import Memory, ModelKey
 from shared.settings import Settings
+from workers.footprint import MB, Footprint, expected, host_room, room
 from workers.generators import Device, Generator, ModelFiles
 from workers.model_files import resolve
 from workers.pinned import free_cached, out_of_memory
+from workers.worth import Worth
 
 log = logging.getLogger("aigc.worker")
 
 #: a model that failed to load is not tried again on this worker for so many seconds; doubled each time, up to the last
 SET_ASIDE_S = 30.0
 MAX_SET_ASIDE_S = 600.0
+#: a model counts as in steady use if it is used again within so many times what its loading takes
+STEADY = 6.0
 
 
 class SetAside(JobFailed):
@@ -49,22 +57,51 @@ class Resident:
 
     generator: Generator
     files: ModelFiles | None
+    #: of the device, as measured; where it is parked, as many of the host
+    bytes: int = 0
+    #: when it came into memory, by the monotonic clock
+    loaded_at: float = 0.0
 
 
 class Residency:
-    """Loads generators on demand and keeps the most recently used ones."""
+    """Loads generators on demand and keeps those that are worth most.
+
+    One thread at a time loads and drops; `models`, `memory` and `expect` may be called from another one meanwhile.
+    """
 
     def __init__(self, settings: Settings, device: Callable[[], Device]) -> None:
         """`device` is asked on the first load of a model: it may import torch."""
         self._settings = settings
         self._device = device
-        self._resident: OrderedDict[tuple[str, str], Resident] = OrderedDict()
-        self._failures: dict[tuple[str, str], _Failure] = {}
+        self._resident: dict[ModelKey, Resident] = {}
+        self._parked: dict[ModelKey, Resident] = {}
+        self._failures: dict[ModelKey, _Failure] = {}
+        self._load_s: dict[ModelKey, float] = {}
+        self._worth = Worth()
+        self._wanted: frozenset[ModelKey] = frozenset()
 
     @property
     def models(self) -> set[str]:
         """References of the models in memory."""
-        return {model for _, model in self._resident if model}
+        return {model for _, model in list(self._resident) if model}
+
+    def memory(self, current: int | None) -> Memory:
+        """What the scheduler has to know; `current` is the lane that was served last."""
+        clock, resident = time.monotonic(), dict(self._resident)
+        since = {key: clock - one.loaded_at for key, one in resident.items()}
+        return Memory(since, dict(self._load_s), current, tight=self._tight(resident, clock))
+
+    def _tight(self, resident: Collection[ModelKey], clock: float) -> bool:
+        """Whether another model takes the place of one that is in steady use."""
+        if sum(1 for _, model in resident if model) < self._settings.resident_models and not self._settings.resident_mb:
+            return False
+        return all(
+            self._worth.in_steady_use(key, clock, STEADY * self._load_s.get(key, 0.0)) for key in resident if key[1]
+        )
+
+    def expect(self, wanted: Collection[ModelKey]) -> None:
+        """Jobs wait for these models: they are dropped after all others."""
+        self._wanted = frozenset(wanted)
 
     @property
     def set_aside(self) -> dict[str, dict[str, object]]:
@@ -99,9 +136,15 @@ class Residency:
         `RequestError` if this worker is set up wrongly.
         """
         key = (task, model)
-        if key in self._resident:
-            self._resident.move_to_end(key)
-            return self._resident[key]
+        if key not in self._resident:
+            self._resident[key] = self._had(key)
+        found = self._resident[key]
+        load_s, size_mb = self._load_s.get(key, 0.0), found.bytes / MB
+        self._worth.used(key, time.monotonic(), load_s=load_s, size_mb=size_mb)
+        return found
+
+    def _had(self, key: ModelKey) -> Resident:
+        task, model = key
         known = self._failures.get(key)
         if known is not None and known.until > time.monotonic():
             raise known.error
@@ -116,10 +159,9 @@ class Residency:
             broken = JobFailed("model_load_failed", f"{type(defect).__name__}: {defect}", retryable=True)
             raise self._noted(key, broken, charged=True) from defect
         self._failures.pop(key, None)
-        self._resident[key] = resident
         return resident
 
-    def _noted(self, key: tuple[str, str], error: JobFailed, *, charged: bool = False) -> JobFailed:
+    def _noted(self, key: ModelKey, error: JobFailed, *, charged: bool = False) -> JobFailed:
         """Remember a failure; what may pass and is nobody's fault becomes `SetAside`."""
         known = self._failures.get(key)
         pause_s = min(known.pause_s * 2, MAX_SET_ASIDE_S) if known else SET_ASIDE_S
@@ -142,42 +184,112 @@ class Residency:
                 if alone or not self._resident:
                     message = f"it does not fit into the memory of this worker's device: {error}"
                     raise JobFailed("model_too_big", message, retryable=True) from error
-            self.clear()
-            free_cached(self._device().name)
+            self._drop_all()
         raise AssertionError("unreachable")
 
     def _load(self, task: str, model: str) -> Resident:
+        key = (task, model)
+        if key in self._parked:
+            return self._brought_back(key)
         files = resolve(model, settings=self._settings) if model else None
         generator_class = _generator_for(task, files)
-        while len(self._resident) >= self._settings.resident_models:
-            self.drop_one()
-        started = time.monotonic()
-        generator = generator_class.load(files, self._device() if files else Device("cpu", "float32"))
-        if files:
-            log.info("loaded %s (%s) in %.1f s", model, files.revision[:19], time.monotonic() - started)
-        return Resident(generator, files)
+        if files is None:
+            return Resident(generator_class.load(None, Device("cpu", "float32")), None, 0, time.monotonic())
+        device, estimate = self._device(), expected(files, self._device())
+        self._make_room(estimate)
+        footprint, started = Footprint(device), time.monotonic()
+        generator = generator_class.load(files, device)
+        took, clock = time.monotonic() - started, time.monotonic()
+        # On a CPU weights may be mapped: they count before they are read.
+        size = footprint.grown() if device.name != "cpu" else max(estimate, footprint.grown())
+        self._load_s[key] = took
+        log.info("loaded %s (%s, %.0f MB) in %.1f s", model, files.revision[:19], size / MB, took)
+        return Resident(generator, files, size, clock)
 
-    def drop_one(self) -> bool:
-        """Free the least recently used model; False if there is none."""
-        if not self._resident:
-            return False
-        (_, model), resident = self._resident.popitem(last=False)
-        resident.generator.unload()
+    def _brought_back(self, key: ModelKey) -> Resident:
+        # Out of the way first: what has to leave the device may take its place. Should it fail half-way, it is nowhere,
+        # and loaded from its files the next time.
+        parked = self._parked.pop(key)
+        self._make_room(parked.bytes)
+        started = time.monotonic()
+        parked.generator.unpark()
+        clock = time.monotonic()
+        self._load_s[key] = clock - started
+        log.info("brought %s back from the host's memory in %.2f s", key[1], clock - started)
+        return Resident(parked.generator, parked.files, parked.bytes, clock)
+
+    # --- room ---
+
+    def _make_room(self, needed: int) -> None:
+        """Drop what is worth least until the next model fits, or nothing is left that could go."""
+        while self._held and (
+            len(self._held) >= self._settings.resident_models
+            or room(self._settings, self._device(), sum(self._resident[key].bytes for key in self._held)) < needed
+        ):
+            self._drop(self._worth.least(self._held, self._wanted))
+
+    @property
+    def _held(self) -> list[ModelKey]:
+        """What takes room: generators without a model take none."""
+        return [key for key in self._resident if key[1]]
+
+    def _drop_all(self) -> None:
+        """Out of memory: of a GPU's, or of the host's, where nothing may be parked then."""
+        for key in self._held:
+            self._drop(key)
+        if self._device().name == "cpu":
+            self.clear()
+
+    def _drop(self, key: ModelKey) -> None:
+        """Out of the device's memory: into the host's if it can be, else away."""
+        resident = self._resident.pop(key)
+        self._worth.dropped(key)
+        if resident.files is not None and self._device().name != "cpu" and self._park(resident):
+            self._parked[key] = resident
+            log.info("parked %s in the host's memory", key[1])
+        else:
+            _unload(key, resident)
         del resident
         gc.collect()
-        log.info("dropped %s from memory", model or "a generator")
-        return True
+        if key[1]:
+            free_cached(self._device().name)
+
+    def _park(self, resident: Resident) -> bool:
+        """Whether the host took it; what has been there for longest makes room."""
+        while self._parked and resident.bytes > self._host_room():
+            oldest = next(iter(self._parked))
+            _unload(oldest, self._parked.pop(oldest))
+            gc.collect()
+        if resident.bytes > self._host_room():
+            return False
+        try:
+            return resident.generator.park()
+        except Exception as error:
+            if not out_of_memory(error):
+                log.exception("a model could not be parked; it is dropped")
+            return False
+
+    def _host_room(self) -> int:
+        return host_room(self._settings, sum(one.bytes for one in self._parked.values()))
 
     def clear(self) -> None:
-        """Free everything."""
-        while self.drop_one():
-            pass
+        """Free everything, of the host's memory too."""
+        for key in list(self._resident):
+            _unload(key, self._resident.pop(key))
+        for key in list(self._parked):
+            _unload(key, self._parked.pop(key))
+        gc.collect()
+
+
+def _unload(key: ModelKey, resident: Resident) -> None:
+    resident.generator.unload()
+    log.info("dropped %s from memory", key[1] or "a generator")
 
 
 def _generator_for(task: str, files: ModelFiles | None) -> type[Generator]:
     kind = files.kind if files else "none"
     found = [point for point in entry_points(group="aigc.generators") if _matches(point, task, kind)]
-    for point in sorted(found, key=lambda point: point.name):
+    for point in sorted(found, key=lambda point: (-point.name.count("."), point.name)):  # the special ones first
         candidate: type[Generator] = point.load()
         if candidate.serves(files):
             return candidate

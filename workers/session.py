@@ -30,6 +30,8 @@ RENEWALS_PER_LEASE = 4
 PROGRESS_EVERY_S = 2.0
 #: most seconds between two renewals of an idle worker, so that it soon hears that it is to end
 IDLE_RENEWAL_S = 5.0
+#: most things of one kind that are told, such as the makers of models
+MOST_TOLD = 64
 
 _RECORDED = ("aigc", "torch", "transformers", "diffusers", "tokenizers", "safetensors", "celery")
 
@@ -130,6 +132,11 @@ class Session:
         with self._guard:
             self._progress.update(progress)
 
+    def settled(self, id_: str) -> None:
+        """This one needs no word of its progress any more: what is to be said next is how it ended."""
+        with self._guard:
+            self._progress.pop(id_, None)
+
     def say(self, key: str, what: Any) -> None:
         """Leave word for operators, seen in `status` and `doctor`; None takes it back."""
         with self._guard:
@@ -140,6 +147,12 @@ class Session:
             else:
                 self._condition[key] = what
         self._wake.set()
+
+    def say_of(self, key: str, name: str, what: Any) -> None:
+        """The same of one of several things that are told under a key; the latest `MOST_TOLD` stay."""
+        with self._guard:
+            told = {**(self._condition.get(key) or {}), name: what}
+        self.say(key, dict(list(told.items())[-MOST_TOLD:]))
 
     # --- its end ---
 
@@ -158,12 +171,20 @@ class Session:
         """Whether nothing new may be claimed."""
         return self._stop_at is not None or self.lost
 
-    def check(self, ids: Sequence[str]) -> None:
-        """Between two steps: raises `SessionLost`, `Stopping` or `Unwanted` if these jobs are to end here."""
+    def check(self) -> None:
+        """Between two steps: raises `SessionLost` or `Stopping` if nothing more is to be done here."""
         if self.lost:
             raise SessionLost
         if self.out_of_time:
             raise Stopping
+
+    @property
+    def any_unwanted(self) -> bool:
+        """Whether any job in hand is cancelled or no longer ours."""
+        return bool(self._unwanted)
+
+    def require_wanted(self, ids: Iterable[str]) -> None:
+        """Raises `Unwanted` unless one of these is still wanted."""
         if all(id_ in self._unwanted for id_ in ids):
             raise Unwanted
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -17,37 +18,29 @@ from pydantic import ValidationError
 from shared import jobs
 from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
-from shared.tasks import get_task
+from shared.tasks import Params, get_task
 from workers.checkpoints import with_checkpoints
+from workers.claims import Taken
 from workers.finisher import Finished, FinisherBroken
-from workers.generators import Device, Failed, Outcome, Work
-from workers.pinned import free_cached, out_of_memory
+from workers.generators import Device, Done, Failed, Generator, Outcome, Work
+from workers.made_before import yet_to_make
+from workers.meter import Meter
+from workers.pinned import PeakMemory, free_cached, out_of_memory
+from workers.pool import Pool
 from workers.residency import Resident
 from workers.session import Stopping, Unwanted
-from workers.steps import Steps, Surroundings
+from workers.steps import Steps, Surroundings, timed_out
+from workers.stream import Stream
 
 log = logging.getLogger("aigc.worker")
 
 
+#: so many microbatches of a lane are gathered before smaller ones are run than could be
+AHEAD = 4
+
+
 class DeviceBroken(Exception):
     """The device does nothing more for this process, whatever is asked of it: only a new process helps."""
-
-
-class _Meter:
-    """Shares the time on the device out among the jobs of a microbatch, so that the sum is what was spent."""
-
-    def __init__(self, n: int) -> None:
-        self._left, self._pool, self._since = n, 0.0, time.monotonic()
-
-    def share(self) -> float:
-        """Seconds for one more job that is done."""
-        clock = time.monotonic()
-        self._pool += clock - self._since
-        self._since = clock
-        share = self._pool / max(1, self._left)
-        self._pool -= share
-        self._left -= 1
-        return share
 
 
 class Window:
@@ -58,6 +51,7 @@ class Window:
         self._around = around
         self._session = around.session
         self._resident = resident
+        self._generator = resident.generator
         self._device = device
         self._maker: dict[str, Any] = {
             "generator": type(resident.generator).__qualname__,
@@ -66,20 +60,38 @@ class Window:
         if resident.files:
             self._maker |= {"model": resident.files.ref, "revision": resident.files.revision, "dtype": device.dtype}
         self._record = {**self._maker, "device": device.name}
+        self._most = self._generator.microbatch or around.microbatch
+        self._may_stream = type(self._generator).streams is not Generator.streams
+        #: jobs that have no outcome
         self._by_id: dict[str, ClaimedJob] = {}
 
-    def run(self, claimed: Sequence[ClaimedJob], microbatch: int) -> None:
-        """Take every job through the model, unless told to stop; what has no outcome stays in the session's hands."""
-        self._by_id = {job.id: job for job in claimed}
-        for works in self._microbatches(self._works(claimed), microbatch):
-            if self._session.stopping or self._around.worn_out():
-                return
-            self._microbatch(works)
+    def unfinished(self) -> list[str]:
+        """Jobs of this window, and of those that joined it, that have no outcome."""
+        return list(self._by_id)
+
+    def run(self, taken: Taken) -> None:
+        """Take every job through the model, unless told to stop; what has no outcome stays in the session's hands.
+
+        Jobs of the same lane that are claimed meanwhile join.
+        """
+        lane = (taken.lane_id, taken.priority)
+        works = self._works(taken.jobs)
+        together = deque(work for work in works if self._streams(work))
+        if len(together) < len(works):
+            alone = [work for work in works if not self._streams(work)] if together else works
+            self._in_microbatches(alone, lane, more=taken.full and not together)
+        while together and not self._ending():
+            together, aside = self._in_stream(together, lane)
+            self._in_microbatches(aside, lane, more=False)
+
+    def _ending(self) -> bool:
+        return self._session.stopping or self._around.worn_out()
 
     def _works(self, claimed: Sequence[ClaimedJob]) -> list[Work]:
-        params = get_task(claimed[0].task).params
-        works = []
-        for job in claimed:
+        """What the generator sees of these jobs, which belong to this window from now on."""
+        works, params = list[Work](), get_task(claimed[0].task).params if claimed else Params
+        for job in yet_to_make(self._around.db, self._session, claimed, self._record):
+            self._by_id[job.id] = job
             try:
                 parsed = params.model_validate_json(job.params_json)
             except ValidationError as error:
@@ -89,58 +101,135 @@ class Window:
             works.append(Work(job.id, job.task, parsed, job.seed, job.custom_id))
         return works
 
-    def _microbatches(self, works: Sequence[Work], limit: int) -> list[list[Work]]:
+    # --- in a stream ---
+
+    def _streams(self, work: Work) -> bool:
+        """Whether this job can be in a stream: with its generator, and in the company that it may have."""
+        if not self._may_stream:
+            return False
+        allowed = self._by_id[work.job_id].max_company
+        return (allowed is None or allowed >= self._room()) and self._generator.streams(work)
+
+    def _room(self) -> int:
+        room = self._generator.room() or self._most
+        return self._around.ceilings.limit(self._stream_kind(), room)
+
+    def _stream_kind(self) -> Hashable:
+        return ("stream", self._maker["generator"], self._record.get("model"))
+
+    def _in_stream(self, works: deque[Work], lane: tuple[int, int]) -> tuple[deque[Work], list[Work]]:
+        """Run one stream to its end; returns what has yet to go through a stream, and what has to go another way."""
+        steps = Steps(self._around, {}, self._by_id, self._maker, streaming=True)
+        stream = Stream(self._around, steps, works, lane, self._room(), self._works, self._streams, self._hand_over)
+        broken: Exception | None = None
+        try:
+            first = stream.take(self._room())
+            if first:
+                for outcome in self._generator.stream(first, stream, steps):
+                    stream.ended(outcome)
+        except (Stopping, SessionLost, Unavailable, FinisherBroken):
+            raise
+        except Exception as error:  # noqa: BLE001 - nobody knows whose it was: each goes the other way
+            broken = error
+        finally:
+            stream.close()
+            self._around.pulse.rest()
+        at_hand, aside = stream.at_hand()
+        if broken is None:
+            self._around.ceilings.fitted(self._stream_kind(), stream.most)
+            return at_hand, aside
+        left = list(steps.left.values())
+        self._fell_apart(broken, self._stream_kind(), left, stream.most)
+        self._in_halves([work for work in left if work.job_id not in steps.late])
+        self._too_late(steps)
+        return (at_hand, aside) if stream.settled else (deque(), [*at_hand, *aside])
+
+    # --- in microbatches ---
+
+    def _in_microbatches(self, works: Sequence[Work], lane: tuple[int, int], *, more: bool) -> None:
+        """Run the fullest microbatch that can be cut of what is there, while more is claimed for the next one.
+
+        `more`: ready jobs of the lane were left over, and nothing else of this window comes after these. A job that was
+        passed over too often is in the next microbatch, however small that is.
+        """
+        pool, ahead = Pool(works), self._around.ahead
+        while pool and not self._ending():
+            part, full = pool.fullest(self._cut, self._fitting)
+            if more and not full and len(pool) < AHEAD * self._most:
+                more = self._join(pool, lane)
+                continue
+            pool.remove(part)
+            if more and len(pool) < self._most:
+                ahead.begin(only=lane if pool else None)
+            self._microbatch(part)
+            if pool and ahead.going:
+                more = self._join(pool, lane)
+
+    def _join(self, pool: Pool, lane: tuple[int, int]) -> bool:
+        """Add jobs of the lane if a whole microbatch is ready and it is its turn; whether more of them are left."""
+        taken = self._around.ahead.next(only=lane, full=True)
+        if taken is None or not taken.jobs:
+            return False
+        pool.add(self._works(taken.jobs))
+        return taken.full
+
+    def _cut(self, works: Sequence[Work]) -> list[list[Work]]:
         """Jobs that were in a microbatch when a worker died may meet only so many others: first the rest, then they."""
         by_company: dict[int, list[Work]] = {}
         for work in works:
             allowed = self._by_id[work.job_id].max_company
-            by_company.setdefault(limit if allowed is None else min(limit, allowed), []).append(work)
+            by_company.setdefault(self._most if allowed is None else min(self._most, allowed), []).append(work)
         cut: list[list[Work]] = []
         for company in sorted(by_company, reverse=True):
             try:
-                for part in self._resident.generator.cut(by_company[company], company):
-                    cut += self._fitting(part)
+                cut += (list(part) for part in self._generator.cut(by_company[company], company))
             except Exception:
                 log.exception("%s cannot be cut into microbatches; each job runs alone", self._record["generator"])
                 cut += [[work] for work in by_company[company]]
         return cut
 
-    def _fitting(self, works: Sequence[Work]) -> list[list[Work]]:
-        """The same microbatch in parts that are known to fit into memory."""
-        most = self._around.ceilings.limit(self._kind(works), len(works))
-        return [list(works[start : start + most]) for start in range(0, len(works), most)]
+    def _fitting(self, works: Sequence[Work]) -> int:
+        """How many of these to run together: what fits into memory, and what is worth it."""
+        kind = self._kind(works)
+        most = min(self._most, *(self._by_id[work.job_id].max_company or self._most for work in works))
+        return min(self._around.ceilings.limit(kind, most), self._around.costs.suggested(kind, self._most), most)
 
     def _kind(self, works: Sequence[Work]) -> Hashable:
-        """What decides, beside their number, how much memory these jobs take."""
+        """What decides, beside their number, how much memory and time these jobs take."""
         try:
-            shape = self._resident.generator.shape(works)
+            shape = self._generator.shape(works)
         except Exception:
             log.exception("%s cannot tell the shape of a microbatch", self._record["generator"])
             shape = ()
         return (works[0].task, self._record.get("model"), shape)
 
     def _microbatch(self, works: Sequence[Work]) -> None:
-        around = self._around
-        if self._resident.generator.resumes:
+        around, began = self._around, time.monotonic()
+        if self._generator.resumes:
             works = with_checkpoints(works, around, self._maker)
         held = self._session.held([work.job_id for work in works])
         ours = jobs.enter(around.db, self._session.id, held, len(works))
         left = {work.job_id: work for work in works if work.job_id in ours and self._session.wanted(work.job_id)}
         if not left:
             return
-        meter = _Meter(len(left))
+        meter, peak, entered_s = Meter(), PeakMemory(self._device.name), time.monotonic() - began
+        meter.join(left)
         steps = Steps(around, left, self._by_id, self._maker)
+        first, estimated = self._by_id[works[0].job_id], sum(self._by_id[id_].cost for id_ in left)
         together = list(left.values())
         broken: Exception | None = None
-        fitted = True
+        undisturbed = True
         steps.begin()
         try:
-            for outcome in self._resident.generator.generate(together, steps):
+            for outcome in self._generator.generate(together, steps):
                 del left[outcome.job_id]
-                self._hand_over(outcome, meter.share())
+                undisturbed = undisturbed and isinstance(outcome, Done)
+                spent = meter.leave(outcome.job_id)
+                self._hand_over(outcome, spent)
+                meter.go_on()  # it may have had to wait for the finisher
                 steps.settled(outcome.job_id)
         except Unwanted:
-            fitted = False
+            undisturbed = False
         except (Stopping, SessionLost, Unavailable, FinisherBroken):
             raise
         except Exception as error:  # noqa: BLE001 - a generator's defect is the job's failure, with its traceback
@@ -148,35 +237,56 @@ class Window:
         finally:
             around.pulse.rest()
         if broken is None:
-            if fitted:
-                around.ceilings.fitted(self._kind(together), len(together))
+            if undisturbed and not left:
+                self._learn(together, entered_s, meter.spent, peak)
+                around.costs.spent(first.task, first.model, estimated, meter.spent)
         else:
             self._broken(broken, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
-        for id_ in sorted(steps.late & set(left)):
-            message = f"it was not done {self._by_id[id_].timeout_s:g} s after it began (timeout_s)"
-            self._hand_over(Failed(id_, JobFailed("timed_out", message, retryable=True)), meter.share())
+        self._too_late(steps, meter)
 
-    def _broken(self, error: Exception, rest: list[Work], together: Sequence[Work], meter: _Meter) -> None:
+    def _learn(self, together: Sequence[Work], entered_s: float, spent: float, peak: PeakMemory) -> None:
+        """What this microbatch took, the way into the model included, decides on the size of those that follow."""
+        kind, n = self._kind(together), len(together)
+        self._around.ceilings.fitted(kind, n)
+        if (measured := peak.measured()) is not None:
+            self._around.ceilings.measured(kind, n, *measured)
+        self._around.costs.measured(kind, n, entered_s + spent)
+
+    def _too_late(self, steps: Steps, meter: Meter | None = None) -> None:
+        for id_ in sorted(steps.late & set(steps.left)):
+            self._hand_over(timed_out(self._by_id[id_]), meter.leave(id_) if meter else 0.0)
+
+    # --- trouble ---
+
+    def _broken(self, error: Exception, rest: list[Work], together: Sequence[Work], meter: Meter) -> None:
         """Nobody knows which job it was, unless there was but one."""
+        if len(together) == 1 and not _device_is_broken(error):
+            for work in rest:
+                self._hand_over(Failed(work.job_id, _explained(error)), meter.leave(work.job_id))
+            return
+        self._fell_apart(error, self._kind(together), rest, len(together))
+        self._in_halves(rest)
+
+    def _fell_apart(self, error: Exception, kind: Hashable, rest: Sequence[Work], met: int) -> None:
+        """Jobs failed together: note why, and make room for another try. Raises `DeviceBroken` if none is of use."""
         if _device_is_broken(error):
             raise DeviceBroken(str(error)) from error
-        if len(together) == 1:
-            for work in rest:
-                self._hand_over(Failed(work.job_id, _explained(error)), meter.share())
-            return
-        log.warning("a microbatch of %d failed (%s); trying the %d left in halves", len(together), error, len(rest))
+        log.warning("%d jobs failed together (%s); trying the %d left in halves", met, error, len(rest))
         if out_of_memory(error):
-            self._around.ceilings.ran_out(self._kind(together), len(together))
+            self._around.ceilings.ran_out(kind, met)
         # The frames of the failure hold what it had in memory, and the halves need the room.
         traceback.clear_frames(error.__traceback__)
         free_cached(self._device.name)
+
+    def _in_halves(self, rest: Sequence[Work]) -> None:
         half = (len(rest) + 1) // 2
         for part in (rest[:half], rest[half:]):
             if part:
                 self._microbatch(part)
 
     def _hand_over(self, outcome: Outcome, device_s: float) -> None:
-        self._around.finisher.put(Finished(self._by_id[outcome.job_id], outcome, device_s, self._record))
+        job = self._by_id.pop(outcome.job_id)
+        self._around.finisher.put(Finished(job, outcome, device_s, self._record))
 
 
 def _device_is_broken(error: Exception) -> bool:

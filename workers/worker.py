@@ -19,14 +19,15 @@ from shared import jobs
 from shared.database import Database
 from shared.errors import AigcError, JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
-from shared.scheduling import Waiting, choose, window
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
+from workers.ahead import Ahead
 from workers.ceilings import Ceilings
+from workers.claims import Claims, Taken
+from workers.costs import Costs
 from workers.depot import Depot
 from workers.finisher import Finisher, FinisherBroken
 from workers.generators import Device
-from workers.look import look
 from workers.memory import Growth
 from workers.pinned import pinned_device
 from workers.pulse import Pulse
@@ -38,10 +39,6 @@ from workers.window import DeviceBroken, Window
 
 log = logging.getLogger("aigc.worker")
 
-#: a lane whose model is in memory is preferred until something else has waited this long
-AGE_BOUND_S = 30.0
-#: estimated seconds of work that one claim takes at most
-WINDOW_S = 600.0
 #: exit status of a process whose device does nothing more for it
 DEVICE_BROKEN_STATUS = 70
 
@@ -79,9 +76,13 @@ class Worker:
         self._depot = Depot(self._open_storage, pause_s=settings.idle_look_s)
         self._session: Session | None = None
         self._finisher: Finisher | None = None
+        self._ahead: Ahead | None = None
+        #: whether trouble may have left something in our hands that nobody works on
+        self._untidy = False
         self._device: Device | None = None
         self._residency = Residency(settings, self._pinned)
-        self._ceilings = Ceilings()
+        self._ceilings, self._costs = Ceilings(), Costs()
+        self._claims = Claims(self._db, settings, queues, self._costs.seconds)
         self._growth = Growth(settings.memory_growth_mb * 2**20)
         #: whether this process should end in good order for a new one to take its place
         self.worn_out = False
@@ -96,16 +97,16 @@ class Worker:
     def drain(self) -> int:
         """Run everything that can be claimed; returns how many jobs were taken. One caller at a time, others wait."""
         taken = 0
-        # Lanes that gave nothing although jobs were announced: others were faster, or nobody has ended them yet.
-        barren: set[tuple[int, int]] = set()
         with self._busy:
+            self._claims.begin()
             while not self._ending and not self._resting:
                 try:
-                    claimed = self._claim(*self._ready(), barren)
+                    claimed = self._claim(*self._ready())
                     self._rest.end()
                     if claimed is None:
                         break
                     taken += len(claimed)
+                    continue
                 except SessionLost:
                     log.warning("what was in hand belongs to others now; this worker begins anew")
                 except Unavailable as error:
@@ -120,6 +121,8 @@ class Worker:
                 except FinisherBroken:
                     log.exception("a defect of ours; what was in hand goes back, and this worker begins anew")
                     self._rest.begin()
+                self._untidy = True
+            self._settle()
         return taken
 
     def idle_look(self) -> None:
@@ -169,7 +172,7 @@ class Worker:
     def _notice_if_stuck(self, taken: int) -> None:
         """Whoever sees ready jobs and claims none, for minutes and for no reason that it knows of, needs a restart."""
         try:
-            waits = bool(look(self._db, self._queues).without(self._residency.set_aside_for_now))
+            waits = self._claims.sees_work(self._residency)
         except Unavailable:
             waits = False
         if taken or not waits or self._resting:
@@ -212,15 +215,39 @@ class Worker:
                 self._session, self._db, self._depot, self._pulse,
                 on_trouble=self._failed, on_stored=self._stored, retry_after_s=self._settings.idle_look_s,
                 patience_s=min(30.0, self._settings.lease_s / 2), stall_s=self._settings.stall_s,
+                buffer_mb=self._settings.buffer_mb,
             )  # fmt: skip
-        self._return_leftovers()
+            self._ahead = Ahead(self._claims, self._residency, self._session, lambda: self._ending)
+        elif self._untidy:
+            self._return_leftovers()
+        self._untidy = False
         return self._session, self._finisher
 
     def _return_leftovers(self) -> None:
         """A transition that could not be told to the database may have left something in our hands."""
-        if self._session is not None and not self._session.lost:
+        if self._session is not None and self._finisher is not None and not self._session.lost:
             held = self._session.all_held()
-            self._give_back(self._session, held, "left over when the database did not answer", counted=False)
+            settling = self._finisher.pending(id_ for id_, _ in held) if not self._finisher.broken else ()
+            left = [(id_, epoch) for id_, epoch in held if id_ not in settling]
+            self._give_back(self._session, left, "left over when the database did not answer", counted=False)
+
+    def _settle(self) -> None:
+        """Before claims cease: nothing that was claimed ahead stays in our hands, and what is done is stored."""
+        if self._finisher is None or self._session is None or self._ahead is None:
+            return
+        try:
+            claimed = self._ahead.unused()
+            held = self._session.held(job.id for job in claimed)
+            self._give_back(self._session, held, "claimed ahead, and not begun", counted=False)
+        except (Unavailable, SessionLost) as error:
+            log.error("what was claimed ahead goes back later: %s", error)
+            self._untidy = True
+        try:
+            self._finisher.flush()
+        except FinisherBroken:
+            log.exception("a defect of ours; what was in hand goes back, and this worker begins anew")
+            self._untidy = True
+            self._rest.begin()
 
     def _show_itself(self) -> None:
         """Have a session before there is work, so that the cluster knows of this worker; keep nothing while at rest."""
@@ -235,11 +262,13 @@ class Worker:
             log.error("%s", error)
 
     def _end_session(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         if self._finisher is not None:
             self._finisher.close()
         if self._session is not None:
             self._session.close()
-        self._finisher = self._session = None
+        self._finisher = self._session = self._ahead = None
 
     def _open_storage(self) -> Storage:
         storage = open_storage(self._settings, create=jobs.nothing_stored_yet(self._db))
@@ -253,61 +282,49 @@ class Worker:
 
     # --- one window ---
 
-    def _claim(self, session: Session, finisher: Finisher, barren: set[tuple[int, int]]) -> Sequence[ClaimedJob] | None:
+    def _claim(self, session: Session, finisher: Finisher) -> Sequence[ClaimedJob] | None:
         """Claim a window and run it; None if nothing waits, empty if nothing was left of what was announced."""
-        seen = look(self._db, self._queues)
-        waiting = [
-            lane for lane in seen.without(self._residency.set_aside_for_now)
-            if (lane.lane_id, lane.priority) not in barren
-        ]  # fmt: skip
-        lane = choose(waiting, self._residency.models, seen.clock, age_bound_s=AGE_BOUND_S)
-        if lane is None or self._ending:
+        assert self._ahead is not None  # noqa: S101 - made with the session
+        taken = self._ahead.next()
+        if taken is None:
             session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
             return None
-        claimed = self._take(session, lane, seen.sharing(lane))
-        if claimed:
+        if taken.jobs:
             self._unserved_since = None
-            session.hold(claimed)
-            self._run(session, finisher, claimed)
-        else:
-            barren.add((lane.lane_id, lane.priority))
-        return claimed
+            self._run(session, finisher, self._ahead, taken)
+        return taken.jobs
 
-    def _take(self, session: Session, lane: Waiting, sharing: int) -> list[ClaimedJob]:
-        return jobs.claim(
-            self._db,
-            session=session.id,
-            lane_id=lane.lane_id,
-            priority=lane.priority,
-            limit=window(lane.ready, sharing, self._settings.microbatch),
-            window_s=WINDOW_S,
-        )
-
-    def _run(self, session: Session, finisher: Finisher, claimed: Sequence[ClaimedJob]) -> None:
-        """Take a window through its model; whatever ends it early, nothing of it stays in our hands."""
+    def _run(self, session: Session, finisher: Finisher, ahead: Ahead, taken: Taken) -> None:
+        """Take a window through its model; whatever ends it early, what has no outcome does not stay in our hands."""
         reason = "the worker stopped, or the job was no longer wanted"
         delay_s, code, counted = 0.0, None, True
+        first, window = taken.jobs[0], None
+        left = [job.id for job in taken.jobs]
         try:
             self._pulse.wait(time.monotonic(), self._settings.load_s)
-            resident = self._residency.get(claimed[0].task, claimed[0].model)
+            resident = self._residency.get(first.task, first.model)
             self._pulse.rest()
             session.say("models", sorted(self._residency.models))
             device = self._pinned() if resident.files else Device("cpu", "float32")
             around = Surroundings(
-                self._db, session, finisher, self._pulse, self._ceilings, self._depot.get, self._notice_growth,
-                self._settings.stall_s,
+                self._db, session, finisher, self._pulse, self._ceilings, self._costs, ahead, self._depot.get,
+                self._notice_growth, lambda: self._resting, self._settings.microbatch, self._settings.stall_s,
             )  # fmt: skip
-            Window(around, resident, device).run(claimed, self._settings.microbatch)
+            window = Window(around, resident, device)
+            window.run(taken)
         except SetAside as error:
             reason, delay_s, code = error.message, error.for_s, error.code
         except JobFailed as error:
-            failures = [jobs.Failure(job.id, job.epoch, error.code, error.message, error.retryable) for job in claimed]
+            failures = [
+                jobs.Failure(job.id, job.epoch, error.code, error.message, error.retryable) for job in taken.jobs
+            ]
             jobs.fail(self._db, session.id, failures)
-            session.release(job.id for job in claimed)
+            session.release(left)
         except Stopping:
             log.info("stopping: giving back what is not finished")
         except DeviceBroken:
-            claimed = ()  # what is in the model stays in our hands: it goes the way of a crash, and is charged like one
+            finisher.flush()
+            left, window = [], None  # what is in the model goes the way of a crash, and is charged like one
             raise
         except AigcError as error:
             reason, counted = str(error), False
@@ -315,8 +332,7 @@ class Worker:
         finally:
             self._pulse.rest()
             session.say("set_aside", self._residency.set_aside or None)
-            finisher.flush()
-            held = session.held([job.id for job in claimed])
+            held = session.held(left if window is None else window.unfinished())
             self._give_back(session, held, reason, delay_s=delay_s, code=code, counted=counted)
 
     def _notice_growth(self) -> bool:

@@ -90,7 +90,7 @@ def _job_status(client: Client, job_id: str, *, json: bool) -> None:
         show_json(job.to_json())
         return
     show(f"{job.id}  {job.status}  {job.task}  {job.model or ''}  custom_id {job.custom_id}  seed {job.seed}")
-    if job.status not in ("succeeded", "failed"):
+    if job.status not in ("succeeded", "failed") or job.identical_to:
         show(plain(client.why(job.id)))
     if job.error:
         show(plain(f"{job.error['code']}: {job.error['message']}"))

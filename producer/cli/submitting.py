@@ -49,6 +49,9 @@ def submit(
     queue: Annotated[str | None, typer.Option(help="queue of the lines that name none")] = None,
     priority: Annotated[int | None, typer.Option(help="higher goes first")] = None,
     expires: Annotated[float | None, typer.Option(help="fail what has not started in so many seconds")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache", help="do identical work once: needs a seed in each line")
+    ] = None,
     format: Annotated[str | None, typer.Option(help="jsonl, csv or text; default: by the name of the file")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check, count and estimate; store nothing")] = False,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="take the good lines, list the others")] = False,
@@ -68,7 +71,7 @@ def submit(
         _make(out)
     settings = load_settings()
     params = _assignments(set_ or [], task)
-    defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority)
+    defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
     with _checked(file, format, settings, defaults, skip_invalid=skip_invalid) as spool:
         if dry_run:
             _show_plan(spool, json=json)

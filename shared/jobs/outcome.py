@@ -18,10 +18,13 @@ from sqlalchemy import (
     update,
 )
 
-from shared.counters import moved, upsert
+from shared.counters import moved
 from shared.database import Database, now
+from shared.jobs.identical import note_makers, tell_waiting
 from shared.jobs.pieces import MOVED, Ended, backoff, book, end_attempts, fenced, held_by, lock, storable, take_back
-from shared.jobs.publish import StoredArtifact, refer, supersede
+from shared.jobs.publish import StoredArtifact, refer
+from shared.many import insert_many, pairs
+from shared.service import correct
 from shared.tables import (
     jobs,
     objects,
@@ -56,12 +59,17 @@ class Failure:
 
 def intend(db: Database, session: str, tenant_id: str, keys: Sequence[str]) -> None:
     """Note which objects are about to be uploaded, so that what nobody comes to refer to can be collected."""
+    announce(db, session, [(key, tenant_id) for key in keys])
+
+
+def announce(db: Database, session: str, keys: Sequence[tuple[str, str]]) -> None:
+    """The same for objects of several tenants, as (key, tenant)."""
 
     def work(connection: Connection) -> None:
-        statement = upsert(connection)(objects).values(
-            tenant_id=tenant_id, worker_session=session, state="intended", created_at=now()
-        )
-        connection.execute(statement.on_conflict_do_nothing(), [{"key": key} for key in keys])
+        clock = connection.scalar(select(now()))
+        rows = [(key, tenant_id, session, "intended", clock) for key, tenant_id in keys]
+        columns = ("key", "tenant_id", "worker_session", "state", "created_at")
+        insert_many(connection, objects, columns, rows, or_ignore=True)
 
     db.write(work, replayable=True)
 
@@ -79,6 +87,7 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
     """
     by_id = {result.id: result for result in results}
     keys = [(result.id, result.epoch) for result in results]
+    awaited: list[str] = []
 
     def work(connection: Connection) -> set[str]:
         rows = connection.execute(
@@ -92,7 +101,7 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
                 error_code=None,
                 error_message=None,
             )
-            .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at)
+            .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.fingerprint, jobs.c.awaited_at)
         ).all()
         standing = {row.id for row in rows}
         if len(standing) < len(keys):
@@ -100,7 +109,7 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
             standing |= set(
                 connection.scalars(
                     select(jobs.c.id).where(
-                        tuple_(jobs.c.id, jobs.c.epoch).in_(keys),
+                        tuple_(jobs.c.id, jobs.c.epoch).in_(pairs(keys)),
                         jobs.c.worker_session == session,
                         jobs.c.state == "succeeded",
                     )
@@ -108,20 +117,23 @@ def succeed(db: Database, session: str, results: Sequence[Success]) -> set[str]:
             )
         if not rows:
             return standing
-        supersede(connection, [row.id for row in rows])
-        refer(connection, [(row.id, row.tenant_id, by_id[row.id].artifacts) for row in rows])
+        note_makers(connection, rows, {row.id: by_id[row.id].record for row in rows})
+        awaited[:] = (row.id for row in rows if row.awaited_at is not None)
+        refer(connection, [(row.id, row.tenant_id, by_id[row.id].artifacts) for row in rows], done=True)
         end_attempts(
             connection,
             session,
             rows,
             "succeeded",
-            {row.id: {"device_s": by_id[row.id].device_s, "record": dict(by_id[row.id].record)} for row in rows},
+            {row.id: {"device_s": by_id[row.id].device_s, "record": by_id[row.id].record} for row in rows},
         )
         moved(connection, rows, "running", "succeeded", "succeeded", session=session)
+        correct(connection, rows, {row.id: by_id[row.id].device_s for row in rows})
         return standing
 
     stands = db.write(work, replayable=True)
     fenced("T5", session, by_id.keys() - stands)
+    tell_waiting(db, awaited)
     return stands
 
 

@@ -161,7 +161,7 @@ def _retry(connection: Connection, *, batch_id: str, which: ColumnElement[bool],
         .values(
             state="queued", epoch=c.epoch + 1, attempts=0, give_backs=0, max_company=None, available_at=None,
             expires_at=None, cancel_requested=False, worker_session=None, claimed_at=None, entered_at=None,
-            company=None, finished_at=None, progress=None, error_code=None, error_message=None,
+            company=None, finished_at=None, progress=None, error_code=None, error_message=None, blockers=0,
         )
         .returning(*MOVED)
     ).all()  # fmt: skip

@@ -16,7 +16,6 @@ from sqlalchemy import (
     and_,
     case,
     func,
-    insert,
     null,
     select,
     tuple_,
@@ -24,7 +23,9 @@ from sqlalchemy import (
 )
 
 from shared.counters import count_error, hold, moved
-from shared.database import Database, moment, now
+from shared.database import Database, as_json, moment, now
+from shared.many import insert_many, pairs
+from shared.service import correct
 from shared.tables import (
     PULSE,
     attempts,
@@ -39,6 +40,11 @@ CHUNK = 2000
 #: seconds before the second, third, … attempt; the last one for all that follow
 BACKOFF_S = (2.0, 8.0, 30.0, 120.0, 300.0)
 
+_ATTEMPT = (
+    "job_id", "epoch", "tenant_id", "worker_session", "claimed_at", "ended_at", "outcome", "error_code",
+    "error_message", "device_s", "record",
+)  # fmt: skip
+
 #: what every transition returns of a job, for the books
 MOVED = (
     jobs.c.id,
@@ -48,13 +54,14 @@ MOVED = (
     jobs.c.lane_id,
     jobs.c.priority,
     jobs.c.state,
+    jobs.c.cost,
 )
 
 
 def held_by(session: str, held: Sequence[tuple[str, int]]) -> ColumnElement[bool]:
     """The guard G for jobs as (id, epoch)."""
     return and_(
-        tuple_(jobs.c.id, jobs.c.epoch).in_(list(held)),
+        tuple_(jobs.c.id, jobs.c.epoch).in_(pairs(held)),
         jobs.c.worker_session == session,
         jobs.c.state == "running",
     )
@@ -84,10 +91,13 @@ def take_back(connection: Connection, guard: ColumnElement[bool], **values: Any)
         update(jobs)
         .where(guard)
         .values(
-            worker_session=None, entered_at=None, company=None, progress=None, deadline_at=None,
+            worker_session=None, company=None, progress=None, deadline_at=None,
             finished_at=case((state.in_(("failed", "cancelled")), now()), else_=null()), **values,
         )
-        .returning(*MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.available_at)
+        .returning(
+            *MOVED, jobs.c.epoch, jobs.c.claimed_at, jobs.c.available_at,
+            (now() - jobs.c.entered_at).label("since_entered_s"),
+        )
     ).all()  # fmt: skip
 
 
@@ -127,6 +137,16 @@ def book(connection: Connection, session: str, endings: Sequence[Ended], *, epoc
             moved(connection, these, "running", target, outcome, ready=int(ready), session=session, data=ended.data)
             if target == "failed":
                 count_errors(connection, these, *ended.error)
+    for ended in endings:
+        correct(connection, ended.rows, {row.id: _spent(row, ended.facts.get(row.id, {})) for row in ended.rows})
+
+
+def _spent(row: Row[Any], facts: Mapping[str, Any]) -> float:
+    """Device seconds of an attempt; where nobody has measured them, at most what it was estimated at."""
+    measured: float | None = facts.get("device_s")
+    if measured is not None:
+        return measured
+    return 0.0 if row.since_entered_s is None else float(max(0.0, min(row.cost, row.since_entered_s)))
 
 
 class Waited(Protocol):
@@ -200,17 +220,21 @@ def end_attempts(
     """Write down how an attempt of each row ended; `epochs_back` if the transition has raised the epoch already."""
     if not rows:
         return
-    connection.execute(
-        insert(attempts).values(ended_at=now()),
-        [
-            {
-                "job_id": row.id, "epoch": row.epoch - epochs_back, "tenant_id": row.tenant_id,
-                "worker_session": session, "claimed_at": row.claimed_at, "outcome": outcome, "error_code": code,
-                "error_message": message, "device_s": None, "record": None, **facts.get(row.id, {}),
-            }
-            for row in rows
-        ],
-    )  # fmt: skip
+    ended_at = connection.scalar(select(now()))
+    records: dict[int, str] = {}  # most attempts of a group share theirs
+    lines = []
+    for row in rows:
+        known = facts.get(row.id, {})
+        record = known.get("record")
+        if record is not None and id(record) not in records:
+            records[id(record)] = as_json(dict(record))
+        lines.append(
+            (
+                row.id, row.epoch - epochs_back, row.tenant_id, session, row.claimed_at, ended_at, outcome, code,
+                message, known.get("device_s"), None if record is None else records[id(record)],
+            )
+        )  # fmt: skip
+    insert_many(connection, attempts, _ATTEMPT, lines)
 
 
 def storable(text: str) -> str:

@@ -6,15 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
 
-from shared.counters import hold, moved, upsert
-from shared.database import Database
+from shared.counters import hold, moved
+from shared.database import Database, as_json
 from shared.jobs.pieces import CHUNK, MOVED, fenced, held_by
+from shared.many import insert_many, listed, pairs
 from shared.tables import artifacts, jobs, objects
 
 #: what a running job may publish
 PUBLISHED_ROLES = ("preview", "metric", "checkpoint")
+_ARTIFACT = (
+    "tenant_id", "job_id", "role", "position", "object_key", "start", "bytes", "media_type", "sha256", "facts",
+)  # fmt: skip
 #: the order in which checkpoints of a job were made, whatever their positions
 BY_AGE = (objects.c.created_at, artifacts.c.id)
 
@@ -82,45 +86,51 @@ def publish(db: Database, session: str, publications: Sequence[Publication]) -> 
     return standing
 
 
-def refer(connection: Connection, files: Sequence[tuple[str, str, Sequence[StoredArtifact]]]) -> None:
-    """Artifacts of jobs, as (job, tenant, files), come to refer to their objects, in place of what stood there."""
-    used = {item.object_key: item.object_bytes for _, _, items in files for item in items}
-    for key in sorted(used):
-        taken = connection.execute(
-            update(objects)
-            .where(objects.c.key == key, objects.c.state.in_(("intended", "stored")))
-            .values(state="stored", bytes=used[key])
+def refer(
+    connection: Connection, files: Sequence[tuple[str, str, Sequence[StoredArtifact]]], *, done: bool = False
+) -> None:
+    """Artifacts of jobs, as (job, tenant, files), come to refer to their objects, in place of what stood there.
+
+    Jobs that are `done` need no checkpoints any more, and no previews of what is finished now. The jobs are locked.
+    """
+    _store(connection, {item.object_key: item.object_bytes for _, _, items in files for item in items})
+    rows = {
+        (id_, item.role, item.position): (
+            tenant_id, id_, item.role, item.position, item.object_key, item.start, item.bytes, item.media_type,
+            item.sha256, as_json(dict(item.facts)),
         )
-        if taken.rowcount != 1:
-            raise RuntimeError(f"object {key} was collected before its artifact was recorded; a defect of ours")
-    rows = [
-        {
-            "tenant_id": tenant_id, "job_id": id_, "role": item.role, "position": item.position,
-            "object_key": item.object_key, "start": item.start, "bytes": item.bytes, "media_type": item.media_type,
-            "sha256": item.sha256, "facts": dict(item.facts),
-        }
         for id_, tenant_id, items in files
         for item in items
-    ]  # fmt: skip
-    if not rows:
-        return
+    }  # fmt: skip
     a = artifacts.c
-    places = [(row["job_id"], row["role"], row["position"]) for row in rows]
-    before = set(connection.scalars(select(a.object_key).where(tuple_(a.job_id, a.role, a.position).in_(places))))
-    statement = upsert(connection)(artifacts)
-    new = statement.excluded
-    replaced = {name: new[name] for name in ("object_key", "start", "bytes", "media_type", "sha256", "facts")}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["job_id", "role", "position"], set_=replaced), rows
-    )
-    _drop(connection, before)
+    there = connection.execute(
+        select(a.id, a.job_id, a.role, a.position, a.object_key).where(a.job_id.in_(listed(id_ for id_, _, _ in files)))
+    ).all()
+    gone = [
+        row
+        for row in there
+        if (row.job_id, row.role, row.position) in rows or (done and row.role in ("checkpoint", "preview"))
+    ]
+    for start in range(0, len(gone), CHUNK):
+        connection.execute(delete(artifacts).where(a.id.in_([row.id for row in gone[start : start + CHUNK]])))
+    insert_many(connection, artifacts, _ARTIFACT, list(rows.values()))
+    _drop(connection, [row.object_key for row in gone])
 
 
-def supersede(connection: Connection, job_ids: Sequence[str]) -> None:
-    """Jobs that are done need no checkpoints, and no previews of what is finished now."""
-    drop_artifacts(
-        connection, and_(artifacts.c.job_id.in_(list(job_ids)), artifacts.c.role.in_(("checkpoint", "preview")))
+def _store(connection: Connection, sizes: Mapping[str, int]) -> None:
+    """Objects are stored now, and have so many bytes."""
+    if not sizes:
+        return
+    wanted = pairs(sizes.items()).subquery()
+    stored = connection.scalars(
+        update(objects)
+        .where(objects.c.key == wanted.c.key, objects.c.state.in_(("intended", "stored")))
+        .values(state="stored", bytes=wanted.c.number)
+        .returning(objects.c.key)
     )
+    missing = sizes.keys() - set(stored)
+    if missing:
+        raise RuntimeError(f"object {min(missing)} was collected before its artifact was recorded; a defect of ours")
 
 
 def drop_artifacts(connection: Connection, which: ColumnElement[bool]) -> None:
@@ -132,7 +142,7 @@ def _drop(connection: Connection, keys: Iterable[str]) -> None:
     o, in_order = objects.c, sorted(set(keys))
     referred = exists(select(artifacts.c.id).where(artifacts.c.object_key == o.key))
     for start in range(0, len(in_order), CHUNK):
-        some = o.key.in_(in_order[start : start + CHUNK])
+        some = o.key.in_(listed(in_order[start : start + CHUNK]))
         connection.execute(update(objects).where(some, o.state == "stored", ~referred).values(state="dropped"))
 
 

@@ -7,8 +7,9 @@ from functools import partial
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
 from shared.database import Database, moment, now
+from shared.jobs.identical import ended_and_awaited
 from shared.jobs.submission import clear_away
-from shared.tables import batch_counters, batches
+from shared.tables import batch_counters, batches, jobs
 
 
 def retire_batches(db: Database, older_than_s: float) -> int:
@@ -31,7 +32,9 @@ def retire_batches(db: Database, older_than_s: float) -> int:
 def _ended(older_than_s: float) -> ColumnElement[bool]:
     c = batch_counters.c
     ended_at = func.coalesce(c.finished_at, batches.c.opened_at)
-    return and_(c.waiting + c.queued + c.running == 0, ended_at < moment() - older_than_s)
+    # Identical jobs may be about to be given files of its own.
+    awaited = batches.c.id.in_(select(jobs.c.batch_id).where(ended_and_awaited()))
+    return and_(c.waiting + c.queued + c.running == 0, ended_at < moment() - older_than_s, ~awaited)
 
 
 def _retire(connection: Connection, *, batch_id: str, older_than_s: float) -> bool:

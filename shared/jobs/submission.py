@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,6 +22,8 @@ from sqlalchemy import (
 from shared.counters import record, upsert
 from shared.database import Database, moment, now
 from shared.errors import NotAllowed
+from shared.ids import job_id
+from shared.jobs.bulk import NewJob, store
 from shared.jobs.pieces import CHUNK, by_line
 from shared.jobs.publish import drop_artifacts
 from shared.tables import (
@@ -53,8 +55,7 @@ class NewBatch:
     request_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(NamedTuple):
     """What the scheduler chooses between: jobs of one lane may run together."""
 
     queue: str
@@ -69,27 +70,25 @@ def begin_batch(db: Database, batch: NewBatch) -> str:
     The same request under the same idempotency key gives the id of the batch that came first. Raises `NotAllowed` if
     the key belongs to another request, or to one that is being submitted right now.
     """
+    return db.write(partial(_begin, batch=batch), replayable=True)
 
-    def work(connection: Connection) -> str:
-        connection.execute(
-            upsert(connection)(tenants).values(id=batch.tenant, created_at=now()).on_conflict_do_nothing()
-        )
-        for _ in range(2):
-            earlier = _replayed(connection, batch)
-            if earlier is not None:
-                return earlier
-            statement = upsert(connection)(batches).values(
-                id=batch.id, tenant_id=batch.tenant, name=batch.name, state="loading", total=batch.total,
-                idempotency_key=batch.idempotency_key, request_digest=batch.request_digest,
-                created_at=now(), touched_at=now(),
-            )  # fmt: skip
-            connection.execute(statement.on_conflict_do_nothing())
-            if connection.scalar(select(exists().where(batches.c.id == batch.id))):
-                return batch.id
-            # The same key came in at the same moment under another id, and was first: look again.
-        raise NotAllowed(f"idempotency key {batch.idempotency_key!r} is being used right now: try again in a minute")
 
-    return db.write(work, replayable=True)
+def _begin(connection: Connection, batch: NewBatch) -> str:
+    connection.execute(upsert(connection)(tenants).values(id=batch.tenant, created_at=now()).on_conflict_do_nothing())
+    for _ in range(2):
+        earlier = _replayed(connection, batch)
+        if earlier is not None:
+            return earlier
+        statement = upsert(connection)(batches).values(
+            id=batch.id, tenant_id=batch.tenant, name=batch.name, state="loading", total=batch.total,
+            idempotency_key=batch.idempotency_key, request_digest=batch.request_digest,
+            created_at=now(), touched_at=now(),
+        )  # fmt: skip
+        connection.execute(statement.on_conflict_do_nothing())
+        if connection.scalar(select(exists().where(batches.c.id == batch.id))):
+            return batch.id
+        # The same key came in at the same moment under another id, and was first: look again.
+    raise NotAllowed(f"idempotency key {batch.idempotency_key!r} is being used right now: try again in a minute")
 
 
 def _replayed(connection: Connection, batch: NewBatch) -> str | None:
@@ -116,23 +115,26 @@ def _replayed(connection: Connection, batch: NewBatch) -> str | None:
     raise NotAllowed(f"the same request is being submitted right now as batch {first.id}: try again in a minute")
 
 
-def add_jobs(db: Database, batch_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Store a chunk of a loading batch's jobs. Nothing can claim them before `open_batch`.
+def add_jobs(db: Database, batch_id: str, rows: Sequence[NewJob]) -> None:
+    """Store a block of a loading batch's jobs. Nothing can claim them before `open_batch`.
 
     Raises `NotAllowed` if the batch vanished meanwhile (its submission was silent for too long).
     """
+    db.write(partial(_add, batch_id=batch_id, rows=rows), replayable=True)
 
-    def work(connection: Connection) -> None:
-        # First the batch: from here on nobody clears it away before we are done.
-        touched = connection.execute(
-            update(batches).where(batches.c.id == batch_id, _is_loading()).values(touched_at=now())
-        )
-        if touched.rowcount != 1:
-            raise _cleared(batch_id)
-        if not connection.scalar(select(exists().where(jobs.c.id == rows[0]["id"]))):
-            connection.execute(insert(jobs).values(created_at=now(), state="queued"), rows)
 
-    db.write(work, replayable=True)
+def _add(connection: Connection, batch_id: str, rows: Sequence[NewJob]) -> None:
+    # First the batch: from here on nobody clears it away before we are done.
+    touched = connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, _is_loading())
+        .values(touched_at=now())
+        .returning(batches.c.tenant_id, batches.c.touched_at)
+    ).first()
+    if touched is None:
+        raise _cleared(batch_id)
+    if not connection.scalar(select(exists().where(jobs.c.id == job_id(batch_id, rows[0].line)))):
+        store(connection, batch_id, touched.tenant_id, touched.touched_at, rows)
 
 
 def _cleared(batch_id: str) -> NotAllowed:
@@ -141,19 +143,18 @@ def _cleared(batch_id: str) -> NotAllowed:
 
 def lane_ids(db: Database, wanted: Iterable[Lane]) -> dict[Lane, int]:
     """The numbers of these lanes, made where they are new."""
-    asked = sorted(set(wanted), key=lambda lane: (lane.queue, lane.task, lane.model, lane.adapters))
+    return db.write(partial(_number, wanted=wanted), replayable=True)
 
-    def work(connection: Connection) -> dict[Lane, int]:
-        found = {}
-        for lane in asked:
-            values = {"queue": lane.queue, "task": lane.task, "model": lane.model, "adapters": lane.adapters}
-            connection.execute(upsert(connection)(lanes).values(values).on_conflict_do_nothing())
-            found[lane] = connection.execute(
-                select(lanes.c.id).where(*(lanes.c[column] == value for column, value in values.items()))
-            ).scalar_one()
-        return found
 
-    return db.write(work, replayable=True)
+def _number(connection: Connection, wanted: Iterable[Lane]) -> dict[Lane, int]:
+    found = {}
+    for lane in sorted(set(wanted)):
+        values = lane._asdict()
+        connection.execute(upsert(connection)(lanes).values(values).on_conflict_do_nothing())
+        found[lane] = connection.execute(
+            select(lanes.c.id).where(*(lanes.c[column] == value for column, value in values.items()))
+        ).scalar_one()
+    return found
 
 
 def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], int]) -> None:
@@ -161,41 +162,70 @@ def open_batch(db: Database, batch: NewBatch, ready: Mapping[tuple[int, int], in
 
     Raises `NotAllowed` if the batch vanished meanwhile (its submission was silent for too long).
     """
+    db.write(partial(_open, batch=batch, ready=ready), replayable=True)
 
-    def work(connection: Connection) -> None:
-        state = connection.scalar(select(batches.c.state).where(batches.c.id == batch.id))
-        if state == "open":
-            return
-        opened = connection.execute(
-            update(batches)
-            .where(batches.c.id == batch.id, _is_loading())
-            .values(state="open", opened_at=now(), touched_at=now())
-        )
-        if opened.rowcount != 1:
-            raise _cleared(batch.id)
-        connection.execute(insert(batch_counters).values(batch_id=batch.id, queued=batch.total))
-        if ready:
-            connection.execute(
-                insert(backlog).values(opened_at=now(), batch_id=batch.id, tenant_id=batch.tenant),
-                [
-                    {"lane_id": lane_id, "priority": priority, "ready": n}
-                    for (lane_id, priority), n in sorted(ready.items())
-                ],
-            )
-        record(
-            connection,
+
+def _open(connection: Connection, batch: NewBatch, ready: Mapping[tuple[int, int], int]) -> None:
+    state = connection.scalar(select(batches.c.state).where(batches.c.id == batch.id))
+    if state == "open":
+        return
+    opened = connection.execute(
+        update(batches)
+        .where(batches.c.id == batch.id, _is_loading())
+        .values(state="open", opened_at=now(), touched_at=now())
+    )
+    if opened.rowcount != 1:
+        raise _cleared(batch.id)
+    connection.execute(insert(batch_counters).values(batch_id=batch.id, queued=batch.total))
+    if ready:
+        connection.execute(
+            insert(backlog).values(opened_at=now(), batch_id=batch.id, tenant_id=batch.tenant),
             [
-                {
-                    "tenant_id": batch.tenant,
-                    "batch_id": batch.id,
-                    "kind": "submitted",
-                    "count": batch.total,
-                    "jobs": None,
-                }
+                {"lane_id": lane_id, "priority": priority, "ready": n}
+                for (lane_id, priority), n in sorted(ready.items())
             ],
         )
+    record(
+        connection,
+        [
+            {
+                "tenant_id": batch.tenant,
+                "batch_id": batch.id,
+                "kind": "submitted",
+                "count": batch.total,
+                "jobs": None,
+            }
+        ],
+    )
 
-    db.write(work, replayable=True)
+
+def store_batch(
+    db: Database,
+    batch: NewBatch,
+    wanted: Sequence[Lane],
+    rows: Callable[[list[int]], Sequence[NewJob]],
+    ready: Mapping[tuple[int, int], int],
+) -> tuple[str, list[int]]:
+    """All of that in one transaction, for a batch that is small: begin, number the lanes, add the jobs, open.
+
+    `rows` makes the jobs once the numbers of `wanted` are known; `ready` is {(index into `wanted`, priority): jobs}.
+    Returns the batch's id, or that of the batch that came first under its idempotency key; and the lanes' numbers.
+    Raises `NotAllowed` as `begin_batch`.
+    """
+
+    def work(connection: Connection) -> tuple[str, list[int]]:
+        first = _begin(connection, batch)
+        if first != batch.id:
+            return first, []
+        numbers = _number(connection, wanted)
+        ids = [numbers[lane] for lane in wanted]
+        # Not so where an earlier run of this stands, and only the answer to its COMMIT was lost.
+        if connection.scalar(select(batches.c.state).where(batches.c.id == batch.id)) == "loading":
+            _add(connection, batch.id, rows(ids))
+            _open(connection, batch, {(ids[lane], priority): n for (lane, priority), n in ready.items()})
+        return first, ids
+
+    return db.write(work, replayable=True)
 
 
 def abandon_batch(db: Database, batch_id: str) -> int:

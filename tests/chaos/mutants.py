@@ -72,7 +72,7 @@ MUTANTS = (
         "guard without epoch and session",
         "shared/jobs/pieces.py",
         (
-            ("tuple_(jobs.c.id, jobs.c.epoch).in_(list(held)),", "jobs.c.id.in_([id_ for id_, _ in held]),"),
+            ("tuple_(jobs.c.id, jobs.c.epoch).in_(pairs(held)),", "jobs.c.id.in_([id_ for id_, _ in held]),"),
             ("        jobs.c.worker_session == session,\n", ""),
         ),
         f"{_TRANSITIONS}::test_whoever_lost_a_job_can_do_nothing_to_it",
@@ -102,10 +102,10 @@ MUTANTS = (
     ),
     Mutant(
         "sessions share their objects",
-        "workers/finisher.py",
+        "workers/finisher/place.py",
         (
-            ('/{job.epoch}-{self._session.id}"', '"'),
-            ("/packs/{self._session.id}-{next(self._packs)}", "/packs/{next(self._packs)}"),
+            ('/{job.epoch}-{self._session}"', '"'),
+            ("/packs/{self._session}-{next(self._packs)}", "/packs/{next(self._packs)}"),
         ),
         f"{_DIRECTED}::test_what_a_zombie_uploads_never_lands_on_the_object_of_a_winner",
         ("every_artifact_is_whole", "every_success_has_one_result"),

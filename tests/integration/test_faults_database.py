@@ -22,6 +22,7 @@ from test_faults_redis import all_well, echo, lost_sessions, running
 from test_transitions import claim, fail, held, job, session, states, submit, success
 
 from aigc import Batch, Client
+from producer.submit import SMALL
 from shared import jobs as transitions
 from shared.audit import audit
 from shared.database import CommitUnknown, Database
@@ -356,7 +357,7 @@ def test_an_owner_who_does_not_hear_whether_a_wish_stands_may_repeat_it(
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("step", ["begin_batch", "lane_ids", "add_jobs", "open_batch"])
+@pytest.mark.parametrize("step", ["begin_batch", "lane_ids", "add_jobs", "open_batch", "store_batch"])
 def test_a_submission_that_is_cut_at_any_step_is_one_batch(
     direct: Database, through: Database, alone: TcpFaultProxy, monkeypatch: pytest.MonkeyPatch, step: str, cut: CutAt
 ) -> None:
@@ -369,6 +370,7 @@ def test_a_submission_that_is_cut_at_any_step_is_one_batch(
     key = f"{step} {cut}"
     with monkeypatch.context() as patch:
         patch.setattr(transitions, step, in_the_middle)
+        patch.setattr("producer.submit.SMALL", 100 if step == "store_batch" else 0)
         batch = client.submit(echo(20), idempotency_key=key)
     again = client.submit(echo(20), idempotency_key=key)
 
@@ -391,7 +393,7 @@ class GoneOnceCut(TcpFaultProxy):
 def test_a_command_that_was_left_in_doubt_is_repeated_under_its_key_and_makes_one_batch(
     cluster: Cluster, server: PostgresServer, direct: Database, empty: str, cut: CutAt
 ) -> None:
-    lines = "\n".join(json.dumps(one) for one in echo(3, queue="nobody")).encode()
+    lines = "\n".join(json.dumps(one) for one in echo(SMALL + 1, queue="nobody")).encode()
     command = ("submit", "-", "--idempotency-key", cut)
     with GoneOnceCut(HOST, server.port) as gone:
         gone.arm(cut, writing="batch_counters")  # the batch opens
@@ -468,7 +470,7 @@ def test_a_full_disk_below_sqlite_keeps_every_job_and_heals_once_there_is_room(
         assert "FAIL  data folder" in told.stdout
 
         ballast.unlink()
-        all_well(cluster, batch)
+        all_well(cluster, batch, also=GIVEN_BACK)
         all_well(cluster, cluster.client.submit(echo(2)))
         assert not lost_sessions(cluster._database)
 

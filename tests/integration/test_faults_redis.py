@@ -185,9 +185,13 @@ def test_ten_thousand_queued_jobs_outlive_a_flush_and_complete_with_nobody_s_hel
 
 def test_a_full_redis_refuses_messages_and_the_jobs_run_all_the_same(cluster: Cluster, server: RedisServer) -> None:
     with Redis.from_url(server.url) as redis:
-        fill(redis)
-        batch, said = submit(cluster, echo(5))
-        all_well(cluster, batch)
+        said = ""
+        for _ in range(5):  # whoever leaves gives Redis a little memory back, which may suffice for a message
+            fill(redis)
+            batch, said = submit(cluster, echo(5))
+            all_well(cluster, batch)
+            if said:
+                break
 
         assert "the jobs are stored; they start when Redis answers" in said
         assert "maxmemory" in said

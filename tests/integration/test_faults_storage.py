@@ -203,8 +203,12 @@ def test_a_storage_that_takes_nothing_rests_the_claims_tells_the_operator_and_he
         overview, checked = pool.submit(cluster.aigc, "status"), pool.submit(cluster.aigc, "doctor", "--json")
         until(lambda: proxy.injected[fault] >= by_then + 2, what="the worker looking whether it is back")
 
+    given_back = {("queued", 0, None, ())}
+    until(
+        lambda: {(job.status, job.attempt, job.error, job.artifacts) for job in batch.jobs()} == given_back,
+        what="everything being given back",
+    )
     assert claims(batch) == 5, "nothing is computed in vain"
-    assert {(job.status, job.attempt, job.error, job.artifacts) for job in batch.jobs()} == {("queued", 0, None, ())}
     assert "cannot store results" in overview.result().stdout
     assert checked.result().returncode == 3
     wrong = {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -70,6 +68,12 @@ def rows(db: Database, table: Any) -> int:
 
 
 # --- Redis wakes ---
+
+
+@pytest.fixture
+def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches are stored like large ones: block after block."""
+    monkeypatch.setattr("producer.submit.SMALL", 0)
 
 
 def test_with_no_worker_running_the_messages_in_redis_decode_to_the_ids_of_the_jobs(with_redis: Settings) -> None:
@@ -228,8 +232,9 @@ def test_the_same_request_again_is_the_first_batch(settings: Settings) -> None:
     assert len(client.batches()) == 2
 
 
+@pytest.mark.usefixtures("in_blocks")
 def test_a_failure_half_way_leaves_nothing_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.submit.CHUNK", 10)
+    monkeypatch.setattr("producer.spool.BLOCK", 10)
     add_jobs, calls = transitions.add_jobs, iter(range(10))
 
     def full_at_the_third(db: Database, *args: Any) -> None:
@@ -259,7 +264,7 @@ def test_commits_whose_answers_are_lost_store_everything_once(
             raise CommitUnknown("database", self.address, "lost")
 
     monkeypatch.setattr(Database, "_commit", and_no_answer)
-    monkeypatch.setattr("producer.submit.CHUNK", 10)
+    monkeypatch.setattr("producer.spool.BLOCK", 10)
     batch = Client(settings).submit(echo(35), idempotency_key="k")
     assert batch.status().total == 35
     assert batch.status().counts["queued"] == 35
@@ -278,10 +283,10 @@ class Answers:
         patch.setattr(Database, "_run", lambda db, *args: self.run(db, *args))  # noqa: PLW0108 - the same
         patch.setattr(transitions, doing, self.do)
 
-    def do(self, *args: Any) -> None:
+    def do(self, *args: Any) -> Any:
         self._armed = True
         try:
-            self._do(*args)
+            return self._do(*args)
         finally:
             self._armed = self._lost = False
 
@@ -301,6 +306,20 @@ class Answers:
 
 
 @pytest.mark.parametrize("stands", [True, False])
+def test_a_small_batch_that_may_have_been_accepted_is_never_said_to_be_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    client = Client(settings)
+    with monkeypatch.context() as patch:
+        Answers(patch, "store_batch", stands=stands, refusals=100)
+        with pytest.raises(CommitUnknown, match="may have been accepted: look with `aigc status"):
+            client.submit(echo(3))
+    assert [batch.status for batch in client.batches()] == (["queued"] if stands else [])
+    assert rows(Database(settings), jobs) == (3 if stands else 0)
+
+
+@pytest.mark.usefixtures("in_blocks")
+@pytest.mark.parametrize("stands", [True, False])
 def test_a_batch_that_may_have_been_accepted_is_never_said_to_be_refused_and_never_cleared_away(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, stands: bool
 ) -> None:
@@ -316,17 +335,20 @@ def test_a_batch_that_may_have_been_accepted_is_never_said_to_be_refused_and_nev
     assert rows(Database(settings), jobs) == 3
 
 
+@pytest.mark.parametrize(("step", "small"), [("open_batch", 0), ("store_batch", 100)])
 def test_a_database_that_is_back_in_time_tells_what_became_of_the_commit(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, step: str, small: int
 ) -> None:
+    monkeypatch.setattr("producer.submit.SMALL", small)
     for stands in (True, False):
         with monkeypatch.context() as patch:
-            Answers(patch, "open_batch", stands=stands, refusals=2)
+            Answers(patch, step, stands=stands, refusals=2)
             batch = Client(settings).submit(echo(3))
         assert batch.status().counts["queued"] == 3
         assert [e.kind for e in batch.events()] == ["submitted"]
 
 
+@pytest.mark.usefixtures("in_blocks")
 def test_a_lost_answer_before_the_batch_opens_leaves_no_doubt_that_nothing_was_accepted(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,32 +458,6 @@ def test_a_name_is_looked_up_in_the_index_of_names(sqlite_settings: Settings) ->
         steps = [row[3] for row in asked]
     assert any("ix_batches_tenant_id_name_created_at (tenant_id=? AND name=?)" in step for step in steps), steps
     assert not any("TEMP B-TREE" in step for step in steps), steps
-
-
-_HUNDRED_THOUSAND = """
-import json, resource, sys
-from aigc import Client, Settings
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-client = Client(Settings(_env_file=None, data_dir=sys.argv[1]))
-client.submit([{"task": "echo", "params": {"message": "warm"}}])
-before = peak()
-batch = client.submit_file(sys.argv[2])
-print(json.dumps({"grown": peak() - before, "counts": batch.status().counts["queued"]}))
-"""
-
-
-def test_a_hundred_thousand_lines_are_stored_in_little_memory(sqlite_settings: Settings) -> None:
-    file = sqlite_settings.data_dir / "jobs.jsonl"
-    with file.open("w") as lines:
-        for number in range(100_000):
-            job = {"custom_id": f"job-{number}", "task": "echo", "params": {"message": f"message {number}"}}
-            lines.write(json.dumps(job) + "\n")
-    command = [sys.executable, "-c", _HUNDRED_THOUSAND, str(sqlite_settings.data_dir), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=170)
-    told = json.loads(done.stdout)
-    assert told["counts"] == 100_000
-    assert told["grown"] < 150, f"it grew by {told['grown']} MB"
 
 
 def test_a_name_or_beginning_never_means_something_else_than_one_batch(settings: Settings) -> None:

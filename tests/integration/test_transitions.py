@@ -48,19 +48,22 @@ def new_batch(total: int, *, key: str | None = None, digest: str = "digest") -> 
 def load(db: Database, batch: NewBatch, *, lane: Lane = ECHO, priority: int = 0, **columns: Any) -> None:
     """The batch is stored, and not yet open."""
     assert jobs.begin_batch(db, batch) == batch.id
-    jobs.add_jobs(db, batch.id, rows(db, batch, lane=lane, priority=priority, **columns))
+    new = {name: columns.pop(name) for name in jobs.NewJob._fields if name in columns}
+    jobs.add_jobs(db, batch.id, rows(db, batch, lane=lane, priority=priority, **new))
+    if columns:
+        change(db, update(table).where(table.c.batch_id == batch.id).values(columns))
 
 
-def rows(
-    db: Database, batch: NewBatch, *, lane: Lane = ECHO, priority: int = 0, **columns: Any
-) -> list[dict[str, Any]]:
+def rows(db: Database, batch: NewBatch, *, lane: Lane = ECHO, priority: int = 0, **columns: Any) -> list[jobs.NewJob]:
     lane_id = jobs.lane_ids(db, [lane])[lane]
     return [
-        {
-            "id": job_id(batch.id, line), "batch_id": batch.id, "tenant_id": TENANT, "line": line,
-            "custom_id": str(line), "lane_id": lane_id, "priority": priority, "params_json": "{}", "seed": line,
-            "metadata_json": None, "cost": 1.0, "timeout_s": None, "expires_at": None, "max_attempts": 3, **columns,
-        }
+        jobs.NewJob(
+            **{
+                "line": line, "custom_id": str(line), "lane_id": lane_id, "priority": priority, "params_json": "{}",
+                "seed": line, "metadata_json": None, "cost": 1.0, "timeout_s": None, "expires_at": None,
+                "max_attempts": 3, **columns,
+            }
+        )
         for line in range(1, batch.total + 1)
     ]  # fmt: skip
 

@@ -209,10 +209,10 @@ def test_its_batch_is_loading_or_being_cancelled(client: Client, db: Database) -
     batch = jobs.NewBatch(new_batch_id(), "default", None, 1, None, "digest")
     jobs.begin_batch(db, batch)
     lane = jobs.lane_ids(db, [jobs.Lane("cpu", "echo", "")]).popitem()[1]
-    row = {
-        "id": f"{batch.id}-1", "batch_id": batch.id, "tenant_id": "default", "line": 1, "custom_id": "1",
-        "lane_id": lane, "priority": 0, "params_json": "{}", "seed": 1, "cost": 1.0, "max_attempts": 3,
-    }  # fmt: skip
+    row = jobs.NewJob(
+        line=1, custom_id="1", lane_id=lane, priority=0, params_json="{}", seed=1, metadata_json=None, cost=1.0,
+        timeout_s=None, max_attempts=3, expires_at=None,
+    )  # fmt: skip
     jobs.add_jobs(db, batch.id, [row])
     assert client.why(f"{batch.id}-1") == "Its batch is still being submitted."
 

@@ -42,3 +42,27 @@ def test_it_creeps_up_after_many_that_fitted_and_falls_at_once() -> None:
     assert ceilings.limit("k", 32) == 18
     ceilings.ran_out("k", 18)
     assert ceilings.limit("k", 32) == 9
+
+
+def test_what_microbatches_took_at_their_peak_decides_how_many_more_are_tried() -> None:
+    ceilings = Ceilings()
+    ceilings.measured("sd 1024", jobs=4, taken=4_000, room=16_000)
+    assert ceilings.limit("sd 1024", 32) == 14, "1,000 bytes each, and a tenth is kept free"
+    assert ceilings.limit("sd 1024", 8) == 8
+    ceilings.measured("sd 1024", jobs=14, taken=7_000, room=16_000)
+    assert ceilings.limit("sd 1024", 32) == 28, "a part of it is needed once, whatever their number"
+    ceilings.measured("sd 1024", jobs=2, taken=3_000, room=16_000)
+    assert ceilings.limit("sd 1024", 32) == 28, "smaller ones tell less"
+
+
+def test_what_fitted_may_be_tried_again_however_tight_it_was() -> None:
+    ceilings = Ceilings()
+    ceilings.measured("sd 2048", jobs=4, taken=15_900, room=16_000)
+    assert ceilings.limit("sd 2048", 32) == 4
+
+
+def test_what_ran_out_of_memory_counts_for_more_than_what_was_planned() -> None:
+    ceilings = Ceilings()
+    ceilings.measured("k", jobs=4, taken=4, room=1_000)
+    ceilings.ran_out("k", 32)
+    assert ceilings.limit("k", 32) == 16

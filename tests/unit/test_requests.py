@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from producer.requests import MAX_METADATA, Invalid, ValidJob, draw_seed, from_text, main_param, validate
+from producer.requests import MAX_METADATA, Invalid, ValidJob, draw_seeds, from_text, main_param, validate
 from shared.tasks import get_task
 
 TEXT = {"task": "text-generation", "model": "gpt2"}
@@ -222,5 +222,8 @@ def test_a_bare_text_stands_for_the_first_param() -> None:
     ]
 
 
-def test_a_drawn_seed_has_32_bits() -> None:
-    assert all(0 <= draw_seed() < 2**32 for _ in range(100))
+def test_drawn_seeds_have_32_bits_and_differ() -> None:
+    drawn = draw_seeds(1000)
+    assert all(0 <= seed < 2**32 for seed in drawn)
+    assert max(drawn) > 2**31
+    assert len(set(drawn)) > 990

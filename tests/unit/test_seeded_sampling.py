@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 import torch
 
-from workers.generators.seeded_sampling import Draw, SeededSampling, uniform
+from workers.generators.seeded_sampling import Draw, SeededSampling, next_tokens, uniform
 
 pytestmark = pytest.mark.torch
 LOGITS = [1.0, 3.0, -1.0, 2.0, 0.5, 2.5]
@@ -93,3 +93,13 @@ def test_tokens_that_were_forbidden_are_never_drawn() -> None:
     scores = torch.tensor([[1.0, -math.inf, 2.0, -math.inf]]).repeat(500, 1)
     for settings in ({}, {"top_k": 3}, {"top_p": 0.999}):
         assert set(draw([Draw(seed, **settings) for seed in range(500)], scores)) == {0, 2}
+
+
+def test_rows_at_different_points_draw_what_each_draws_alone() -> None:
+    torch.manual_seed(3)
+    draws = [None, *(Draw(seed, **settings) for seed, settings in enumerate(SETTINGS)), None]
+    scores, generated = torch.randn(len(draws), 40), [7 * i % 5 for i in range(len(draws))]
+    alone = [draw([one], scores[i : i + 1], generated[i])[0] for i, one in enumerate(draws)]
+    assert next_tokens(scores.clone(), draws, generated).tolist() == alone
+    assert alone[0] == scores[0].argmax()
+    assert next_tokens(scores.clone(), draws, [0] * len(draws)).tolist() != alone

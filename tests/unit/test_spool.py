@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from aigc import Client, InvalidJobs, RequestError, Unavailable
 from producer.sources import Defaults, Item, from_objects
 from producer.spool import KEPT_PROBLEMS, Spool, fill_spool
 from shared.errors import Problem
-from shared.jobs import Lane
+from shared.jobs import Lane, NewJob
 from shared.settings import Settings
 
 
@@ -31,9 +32,8 @@ def fill(source: Iterable[Item], folder: Path, **options: Any) -> Spool:
     return fill_spool(source, folder / "spool", **options)
 
 
-def rows(spool: Spool) -> list[dict[str, Any]]:
-    defaults = {"max_attempts": 3, "expires_at": None}
-    return list(spool.rows("batch", "tenant", list(range(len(spool.lanes))), defaults))
+def rows(spool: Spool) -> list[NewJob]:
+    return list(chain.from_iterable(spool.blocks(list(range(len(spool.lanes))), max_attempts=3, expires_at=None)))
 
 
 def left_behind(folder: Path) -> list[Path]:
@@ -48,12 +48,11 @@ def test_what_was_spooled_comes_out_as_rows_in_order(tmp_path: Path) -> None:
         assert spool.lanes == [Lane("cpu", "echo", ""), Lane("gpu", "text-generation", "gpt2")]
         assert spool.ready == {(0, 5): 1, (1, 0): 1}
         assert rows(spool) == [first, second], "it can be read again"
-    said = {"id": "batch-1", "line": 1, "custom_id": "a", "seed": 7, "priority": 5, "max_attempts": 1, "timeout_s": 9.0}
-    assert {key: first[key] for key in said} == said
-    assert first["metadata_json"] == '{"k":1}'
-    assert (second["custom_id"], second["lane_id"], second["max_attempts"]) == ("2", 1, 3)
-    assert "line\\nbreak" in second["params_json"]
-    assert 0 <= second["seed"] < 2**32
+    assert first == first._replace(line=1, custom_id="a", seed=7, priority=5, max_attempts=1, timeout_s=9.0)
+    assert first.metadata_json == '{"k":1}'
+    assert (second.custom_id, second.lane_id, second.max_attempts) == ("2", 1, 3)
+    assert "line\\nbreak" in second.params_json
+    assert 0 <= second.seed < 2**32
     assert left_behind(tmp_path) == []
 
 
@@ -76,7 +75,7 @@ def test_a_custom_id_stands_once_given_or_implied(tmp_path: Path, ids: list[str 
 def test_what_only_looks_alike_is_no_repetition(tmp_path: Path, ids: list[str | None]) -> None:
     jobs = [echo() if custom_id is None else echo(custom_id=custom_id) for custom_id in ids]
     with fill(items(*jobs), tmp_path) as spool:
-        assert [row["custom_id"] for row in rows(spool)] == [
+        assert [row.custom_id for row in rows(spool)] == [
             custom_id or str(line) for line, custom_id in enumerate(ids, 1)
         ]
 
@@ -107,7 +106,7 @@ def test_the_good_lines_are_taken_where_that_is_wished(tmp_path: Path) -> None:
     jobs = [echo(), echo(seed=-1, custom_id="a"), echo(custom_id="a"), echo(custom_id="a")]
     report = tmp_path / "report.txt"
     with fill(items(*jobs), tmp_path, skip_invalid=True, report=report) as spool:
-        assert [(row["line"], row["custom_id"]) for row in rows(spool)] == [(1, "1"), (3, "a")]
+        assert [(row.line, row.custom_id) for row in rows(spool)] == [(1, "1"), (3, "a")]
         assert (spool.total, spool.problem_count) == (2, 2)
     assert len(report.read_text().splitlines()) == 2
 
@@ -202,15 +201,6 @@ def test_a_disk_that_fills_up_is_said_in_a_sentence(tmp_path: Path, message: int
     assert done.stderr == ""
     assert "cannot be written: File too large. free some space" in done.stdout
     assert left_behind(tmp_path) == []
-
-
-def test_ids_of_a_million_lines_take_a_few_bytes_each(tmp_path: Path) -> None:
-    from producer.spool import _CustomIds
-
-    ids = _CustomIds()
-    assert not any(ids.taken(line, None) for line in range(1, 1_000_001))
-    assert len(ids._implied) <= 125_001
-    assert ids.taken(1_000_001, "999999")
 
 
 def test_memory_does_not_grow_with_what_objects_yield(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ What a generator promises:
 * It calls `run.step(...)` between two steps of the model and lets what that raises pass through: this is how a
   cancelled or stopped job ends.
 * A job that cannot be done yields `Failed`; an exception fails the attempt of the whole microbatch.
+* A generator that can let jobs join and leave while it runs says so by `streams`, and has `stream` beside `generate`.
 * A generator of long jobs may `run.publish` checkpoints. It says so by `resumes = True`, and then finds the newest one
   of an earlier attempt in `Work.checkpoint`.
 
@@ -37,6 +38,8 @@ class Device:
     name: str
     #: `float32`, `bfloat16` or `float16`
     dtype: str
+    #: whether a model may be compiled, where its generator can do that: a slow start, then faster
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ class Output:
     facts: Mapping[str, Any] = field(default_factory=dict)
     #: `output`, `preview`, `checkpoint` or `metric`
     role: str = "output"
+    #: about how many bytes `body` keeps in memory, where it is a function; 0 = nobody knows
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,9 @@ class Run(Protocol):
         wanted any more): let it pass through.
         """
 
+    def advance(self, progress: Mapping[str, tuple[int, int]]) -> None:
+        """The same for jobs that are at different points: (done, total) of each, by its id."""
+
     def wanted(self, job_id: str) -> bool:
         """Whether this job is still ours to do; work on an unwanted one may be dropped without an outcome."""
 
@@ -141,6 +149,21 @@ class Run(Protocol):
         """
 
 
+class Feed(Protocol):
+    """Where a running stream gets more jobs from."""
+
+    def take(self, room: int) -> Sequence[Work]:
+        """At most `room` more jobs, which are in the model from now on; empty if there are none for now.
+
+        Cheap enough between any two steps: jobs are claimed beside the model. Waits only while the stream is empty and
+        jobs may be on their way. Raises what `Run.step` raises.
+        """
+
+    @property
+    def open(self) -> bool:
+        """Whether more may come; once False it stays so, and the stream ends when its last job is done."""
+
+
 class Generator(ABC):
     """A model in memory that turns jobs into outputs."""
 
@@ -148,6 +171,8 @@ class Generator(ABC):
     version: ClassVar[int] = 1
     #: whether it goes on from `Work.checkpoint`
     resumes: ClassVar[bool] = False
+    #: most jobs in one microbatch, where the operator's AIGC_MICROBATCH says nothing about this kind of work
+    microbatch: ClassVar[int | None] = None
 
     @classmethod
     def serves(cls, files: ModelFiles | None) -> bool:
@@ -173,6 +198,34 @@ class Generator(ABC):
     @abstractmethod
     def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
         """Run one microbatch, yielding an outcome per job as soon as it is known."""
+
+    def streams(self, job: Work) -> bool:
+        """Whether `stream` can take this job; the others of its lane go through `cut` and `generate`."""
+        return False
+
+    def room(self) -> int | None:
+        """Most jobs in a stream at once; None = as many as a microbatch may have."""
+        return None
+
+    def stream(self, jobs: Sequence[Work], feed: Feed, run: Run) -> Iterator[Outcome]:
+        """Run these jobs and those that `feed` gives on the way; each outcome comes as soon as its job is done.
+
+        It ends when nothing is left and the feed is no longer open. Every job gets one outcome, or is dropped once
+        `run.wanted` says no: `step` and `advance` raise only to stop, never because jobs are not wanted any more.
+        Call one of them for every step of the model. An exception ends the stream, and what has no outcome is run by
+        `generate`, which has to give the same outputs.
+        """
+        raise NotImplementedError
+
+    def park(self) -> bool:
+        """Move the model out of the GPU into the host's memory, to come back by `unpark`; whether that was done.
+
+        Called between two microbatches or streams. A model that cannot says False and stays as it is.
+        """
+        return False
+
+    def unpark(self) -> None:
+        """Bring the model back to where it was before `park`; outputs are the same as before."""
 
     def unload(self) -> None:
         """Free what the model holds; called once, before the object is dropped."""

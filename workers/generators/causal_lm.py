@@ -1,7 +1,7 @@
 """`text-generation` with a causal language model of transformers (GPT-2, Llama, Qwen, Mistral, …).
 
-One microbatch is one `model.generate()` with left padding. Greedy and sampled jobs share it: temperature, top-k, top-p,
-seed, length, stop texts, penalties belong to a row, not to the batch. Only a beam search wants its like beside it.
+Two engines run it. Texts that join and leave a running model (`continuous_text.py`) take every job without beams, of
+models that can be stepped so; `generate()` of transformers (`static_text.py`) takes the rest, and gives the same texts.
 Nothing is taken over from the model's own `generation_config.json` but the ids that begin, end and pad a text.
 """
 
@@ -9,60 +9,25 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from shared.errors import JobFailed, ModelRejected
 from shared.tasks.text_generation import TextGenerationParams
-from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
-from workers.generators.seeded_sampling import Draw, SeededSampling
+from workers.generators import Device, Done, Failed, Feed, Generator, ModelFiles, Outcome, Output, Run, Work
+from workers.generators.continuous_text import Continuous
+from workers.generators.static_text import generate_together
+from workers.generators.text_rows import Row, Texts
+from workers.generators.text_stream import stream_texts
 
-# Tokens before the completion that are decoded with it, so that its first blank survives.
-_CONTEXT = 6
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One text to generate: sequence `index` of a job, or all its sequences if it searches with beams."""
-
-    job: Work
-    index: int
-    #: token ids of the prompt
-    prompt: list[int]
-    #: most tokens to generate
-    new_tokens: int
-
-    @property
-    def params(self) -> TextGenerationParams:
-        params: TextGenerationParams = self.job.params
-        return params
-
-    @property
-    def draw(self) -> Draw | None:
-        params = self.params
-        if not params.samples:
-            return None
-        temperature = 1.0 if params.temperature is None else params.temperature
-        top_p = 1.0 if params.top_p is None else params.top_p
-        return Draw(self.job.seed + self.index, temperature, params.top_k or 0, top_p)
+#: most tokens, prompts and padding included, of a static microbatch
+_TOKENS = {"cpu": 2**15, "cuda": 2**18}
 
 
 class CausalLM(Generator):
@@ -100,49 +65,78 @@ class CausalLM(Generator):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model = model
-        self._tokenizer = tokenizer
         config = model.config.get_text_config()
         ends = model.generation_config.eos_token_id
         ends = config.eos_token_id if ends is None else ends
         ends = tokenizer.eos_token_id if ends is None else ends
-        #: ids that end a text
-        self._ends: list[int] = [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+        self._texts = Texts(
+            tokenizer,
+            ends=[] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends],
+            positions=getattr(config, "max_position_embeddings", None),
+            vocabulary=model.get_input_embeddings().weight.shape[0],
+        )
         pad = tokenizer.pad_token_id
-        self._pad: int = pad if pad is not None else (self._ends or [0])[0]
-        #: most tokens of prompt and completion that the model has positions for; None = it does not say
-        self._positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self._pad: int = pad if pad is not None else (self._texts.ends or [0])[0]
         # Without a mask a padded prompt would be another prompt: such models take rows of one length only.
         self._masks = "attention_mask" in inspect.signature(model.forward).parameters
+        #: where the model computes, should it be parked
+        self._home: torch.device = model.device
         #: most rows at a time, as the engine last said
         self._limit: int | None = None
         model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=self._ends or None, pad_token_id=self._pad
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=self._texts.ends or None, pad_token_id=self._pad
         )
+        self._flow = Continuous.of(model, self._texts)
+
+    # --- texts that join and leave ---
+
+    def streams(self, job: Work) -> bool:
+        """Every job without beams, if the model can be stepped."""
+        return self._flow is not None and job.params.num_beams == 1
+
+    def room(self) -> int | None:
+        """As many as the kind of device makes use of."""
+        return None if self._flow is None else self._flow.rows
+
+    def stream(self, jobs: Sequence[Work], feed: Feed, run: Run) -> Iterator[Outcome]:
+        """Step the model with all texts that are there; a job leaves with the last of its sequences."""
+        if self._flow is None:
+            raise RuntimeError(f"{type(self._model).__name__} cannot be stepped, and was asked to stream")
+        return stream_texts(self._flow, self._texts, jobs, feed, run, rows=self._rows)
+
+    # --- static passes ---
 
     def cut(self, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
-        """Cut into microbatches of at most `limit` rows, alike in length; a job counts its sequences or beams.
+        """Cut into microbatches alike in length, of at most `limit` rows and a budget of tokens.
 
-        A job with more rows than that comes alone; `generate` then takes it in slices (except its beams).
+        A job counts its sequences or beams. One with more rows than that comes alone; `generate` then takes it in
+        slices (except its beams).
         """
         self._limit = limit
+        budget = _TOKENS["cuda" if self._model.device.type == "cuda" else "cpu"]
         groups: list[list[Work]] = []
         last: object = None
-        rows = 0
+        rows = longest = 0
         for job in sorted(jobs, key=_length):
             width = max(job.params.num_beams, job.params.num_return_sequences)
             beams = _beam_key(job.params)
-            if not groups or beams != last or rows + width > limit:
+            tokens = max(longest, _tokens(job))
+            if not groups or beams != last or rows + width > limit or (rows + width) * tokens > budget:
                 groups.append([])
-                rows = 0
+                rows, tokens = 0, _tokens(job)
             groups[-1].append(job)
             rows += width
-            last = beams
+            last, longest = beams, tokens
         return groups
+
+    def shape(self, jobs: Sequence[Work]) -> Hashable:
+        """How long the longest may become, to the next power of two, and how many beams there are."""
+        beams = max(job.params.num_beams for job in jobs)
+        return beams, 1 << max(_tokens(job) for job in jobs).bit_length()
 
     def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
         """Run the jobs, usually in one pass; more where lengths would not fit the model's positions together."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for job in jobs:
             try:
                 rows += self._rows(job)
@@ -155,87 +149,45 @@ class CausalLM(Generator):
             wanted = [row for row in share if run.wanted(row.job.job_id)]
             if not wanted:
                 continue
-            for row, texts in zip(wanted, self._run(wanted, run, sum(steps[:at]), sum(steps)), strict=True):
-                made = outputs.setdefault(row.job.job_id, [])
-                made += texts
-                if len(made) == row.params.num_return_sequences and run.wanted(row.job.job_id):
-                    yield Done(row.job.job_id, made)
+            made = generate_together(
+                self._model, self._texts, wanted, run,
+                pad=self._pad, masks=self._masks, before=sum(steps[:at]), total=sum(steps),
+            )  # fmt: skip
+            for row, texts in zip(wanted, made, strict=True):
+                mine = outputs.setdefault(row.job.job_id, [])
+                mine += texts
+                if len(mine) == row.params.num_return_sequences and run.wanted(row.job.job_id):
+                    yield Done(row.job.job_id, mine)
+
+    def park(self) -> bool:
+        """Move the weights to the host, into pages that a GPU can read by itself on the way back."""
+        self._home = self._model.device
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            host = tensor.data.to("cpu")
+            tensor.data = host.pin_memory() if torch.cuda.is_available() else host
+        return True
+
+    def unpark(self) -> None:
+        """Move the weights back."""
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            tensor.data = tensor.data.to(self._home, non_blocking=True)
 
     def unload(self) -> None:
         """Drop the model and give its memory back."""
-        self._model = self._tokenizer = None
+        self._model = self._texts = self._flow = None  # type: ignore[assignment]
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _rows(self, job: Work) -> list[_Row]:
-        """The rows of a job, checked against the model; raises `JobFailed` if it cannot run."""
-        params: TextGenerationParams = job.params
-        if params.num_beams > 1 and getattr(self._model, "_is_stateful", False):
+    def _rows(self, job: Work) -> list[Row]:
+        if job.params.num_beams > 1 and getattr(self._model, "_is_stateful", False):
             raise JobFailed("param_unsupported", "this model has no beam search: set num_beams=1 and sample instead")
-        prompt = self._fit(self._encode(params), params)
-        if max(prompt) >= self._vocabulary:
-            raise JobFailed("prompt_unreadable", f"the model has no embedding for token {max(prompt)} of its tokenizer")
-        new = params.new_tokens(len(prompt))
-        if (params.min_new_tokens or 0) > new:
-            raise JobFailed(
-                "length_unsupported",
-                f"max_length={params.max_length} leaves {new} tokens after a prompt of {len(prompt)}: "
-                f"fewer than min_new_tokens={params.min_new_tokens}",
-            )
-        sequences = 1 if params.num_beams > 1 else params.num_return_sequences
-        return [_Row(job, index, prompt, new) for index in range(sequences)]
+        return self._texts.rows(job)
 
-    def _encode(self, params: TextGenerationParams) -> list[int]:
-        """Token ids of the prompt, or of the conversation in the form that the model was trained on."""
-        if params.messages is None:
-            ids = self._tokenizer(params.prompt, truncation=False)["input_ids"]
-        else:
-            if not self._tokenizer.chat_template:
-                raise JobFailed("no_chat_template", "this model has no chat template: give `prompt`, not `messages`")
-            messages = [message.model_dump() for message in params.messages]
-            try:
-                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            except TemplateError as error:
-                message = f"the model's chat template refuses these messages: {error}"
-                raise JobFailed("chat_template_refused", message) from None
-            ids = self._tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise JobFailed("prompt_empty", "the model's tokenizer makes no token of this prompt")
-        return list(ids)
-
-    def _fit(self, prompt: list[int], params: TextGenerationParams) -> list[int]:
-        """The prompt as it fits the model and the length asked for; raises `prompt_too_long` with both numbers."""
-        positions = self._positions
-        if positions is not None and params.max_length is not None and params.max_length > positions:
-            raise JobFailed(
-                "length_unsupported",
-                f"max_length={params.max_length} is more than this model's {positions} tokens: lower it",
-            )
-        if params.max_length is not None:
-            room, why = params.max_length - 1, f"max_length={params.max_length}"
-        elif positions is not None:
-            new = params.new_tokens(0)
-            room, why = positions - new, f"this model's {positions} tokens less {new} new ones"
-        else:
-            return prompt
-        if room < 1:
-            raise JobFailed("length_unsupported", f"{why} leaves no room for a prompt: lower max_new_tokens")
-        if len(prompt) <= room:
-            return prompt
-        if params.long_prompt == "fail":
-            raise JobFailed(
-                "prompt_too_long",
-                f"the prompt has {len(prompt)} tokens, and {why} leaves room for {room}: shorten it, ask for fewer new "
-                "tokens, or set long_prompt=truncate to keep its end",
-            )
-        if prompt[0] == self._tokenizer.bos_token_id and room > 1:  # the beginning mark is not text
-            return [prompt[0], *prompt[len(prompt) - room + 1 :]]
-        return prompt[len(prompt) - room :]
-
-    def _passes(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    def _passes(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Cut rows into what one `generate()` can take together."""
-        share: list[_Row] = []
+        share: list[Row] = []
+        positions = self._texts.positions
         for row in rows:
             together = [*share, row]
             longest = max(len(r.prompt) for r in together)
@@ -243,7 +195,7 @@ class CausalLM(Generator):
             width = sum(r.params.num_beams for r in together)
             if share and (
                 (self._limit is not None and width > self._limit)
-                or (self._positions is not None and longest + most > self._positions)
+                or (positions is not None and longest + most > positions)
                 or _beam_key(row.params) != _beam_key(share[0].params)
                 or (row.params.num_beams > 1 and row.new_tokens != share[0].new_tokens)
                 or (not self._masks and len(row.prompt) != len(share[0].prompt))
@@ -253,150 +205,6 @@ class CausalLM(Generator):
             share = together
         if share:
             yield share
-
-    def _run(self, rows: list[_Row], run: Run, before: int, total: int) -> list[list[Output]]:
-        """One `generate()`, begun after `before` of `total` steps of the microbatch: the outputs of each row."""
-        width = max(len(row.prompt) for row in rows)
-        device = self._model.device
-        prompts = [[self._pad] * (width - len(row.prompt)) + row.prompt for row in rows]
-        masks = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        inputs = {"input_ids": torch.tensor(prompts, device=device)}
-        if self._masks:
-            inputs["attention_mask"] = torch.tensor(masks, device=device)
-        params = rows[0].params
-        beams = params.num_beams > 1
-        config = GenerationConfig(
-            max_new_tokens=max(row.new_tokens for row in rows),
-            do_sample=False,
-            num_beams=params.num_beams,
-            early_stopping=bool(params.early_stopping) if params.early_stopping != "never" else "never",
-            length_penalty=1.0 if params.length_penalty is None else params.length_penalty,
-            num_return_sequences=params.num_return_sequences if beams else 1,
-            eos_token_id=self._ends or None,
-            pad_token_id=self._pad,
-            use_cache=True,
-        )
-        processors = LogitsProcessorList([_Constraints(rows, width, self._ends)])
-        if not beams:
-            processors.append(SeededSampling([row.draw for row in rows], width))
-        watch = _Watch(rows, width, self._ends, self._tokenizer, run, before=before, total=total)
-        made = self._model.generate(
-            **inputs,
-            generation_config=config,
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([watch]),
-        )
-        completions = made[:, width:].tolist()
-        each = len(completions) // len(rows)
-        return [
-            [self._output(row, completions[i * each + j], row.index + j, watch) for j in range(each)]
-            for i, row in enumerate(rows)
-        ]
-
-    def _output(self, row: _Row, tokens: list[int], index: int, watch: _Watch) -> Output:
-        """The text of one sequence, without prompt, special tokens, and whatever follows its end."""
-        ends = (n for n in range(1, len(tokens)) if watch.ended(row, tokens[max(0, n - watch.reach) : n], n))
-        length = min(next(ends, len(tokens)), row.new_tokens)
-        stopped = watch.stopped(row, tokens[max(0, length - watch.reach) : length])
-        text = self._decode(row.prompt, tokens[:length])
-        cuts = [at for stop in row.params.stop if (at := text.find(stop)) >= 0]
-        facts = {
-            "finish_reason": "stop" if stopped else "length",
-            "prompt_tokens": len(row.prompt),
-            "completion_tokens": length,  # the end token counts
-            "seed": row.job.seed + index,
-        }
-        return Output("text/plain", text[: min(cuts, default=len(text))].encode(), facts)
-
-    def _decode(self, prompt: list[int], tokens: list[int]) -> str:
-        context = prompt[-_CONTEXT:]
-        before: str = self._tokenizer.decode(context, skip_special_tokens=True)
-        text: str = self._tokenizer.decode(context + tokens, skip_special_tokens=True)
-        if text.startswith(before):
-            return text[len(before) :]
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-class _Constraints(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Penalties and the least length, row by row, so that neither padding nor neighbours weigh in."""
-
-    def __init__(self, rows: Sequence[_Row], width: int, ends: list[int]) -> None:
-        self._rows = rows
-        self._width = width
-        self._ends = ends
-        self._processors: list[list[Any]] = []
-        for row in rows:
-            mine: list[Any] = []
-            if row.params.repetition_penalty != 1:
-                mine.append(RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty))
-            if row.params.no_repeat_ngram_size:
-                mine.append(NoRepeatNGramLogitsProcessor(row.params.no_repeat_ngram_size))
-            self._processors.append(mine)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores` has `num_beams` lines per row."""
-        generated = input_ids.shape[1] - self._width
-        each = len(scores) // len(self._rows)
-        for i, row in enumerate(self._rows):
-            for line in range(i * each, (i + 1) * each):
-                ids = input_ids[line : line + 1, self._width - len(row.prompt) :]
-                for processor in self._processors[i]:
-                    scores[line] = processor(ids, scores[line : line + 1])[0]
-                if generated < (row.params.min_new_tokens or 0):
-                    scores[line, self._ends] = -torch.inf
-        return scores
-
-
-class _Watch(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
-    """Ends each row at its own length, end token or stop text, and says after each token how far they are."""
-
-    def __init__(
-        self, rows: Sequence[_Row], width: int, ends: list[int], tokenizer: Any, run: Run, *, before: int, total: int
-    ) -> None:
-        #: its presence makes `generate()` pad the rows that are done, also for a model without an end token
-        self.eos_token_id = ends
-        self._rows = rows
-        self._width = width
-        self._tokenizer = tokenizer
-        self._run = run
-        self._job_ids = list(dict.fromkeys(row.job.job_id for row in rows))
-        self._before = before
-        self._total = total
-        self._done = [False] * len(rows)
-        #: how many tokens back a stop text may begin: each token is at least one byte of it, and a few are special
-        self.reach = max((len(stop.encode()) + 8 for row in rows for stop in row.params.stop), default=1)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Which lines of `input_ids` are done; a beam search shows several candidates per row, anew at each step."""
-        generated = input_ids.shape[1] - self._width
-        self._run.step(self._job_ids, self._before + generated, self._total)
-        unwanted = {job_id for job_id in self._job_ids if not self._run.wanted(job_id)}
-        lines = input_ids[:, max(self._width, input_ids.shape[1] - self.reach) :].tolist()
-        each = len(lines) // len(self._rows)
-        searching = self._rows[0].params.num_beams > 1
-        done: list[bool] = []
-        for line, tokens in enumerate(lines):
-            row = self._rows[line // each]
-            over = (
-                row.job.job_id in unwanted or (not searching and self._done[line]) or self.ended(row, tokens, generated)
-            )
-            if not searching:
-                self._done[line] = over
-            done.append(over)
-        return torch.tensor(done, device=input_ids.device)
-
-    def ended(self, row: _Row, tail: list[int], generated: int) -> bool:
-        """Whether the row ends with the last of `generated` tokens, of which `tail` holds the last `reach`."""
-        return generated >= row.new_tokens or self.stopped(row, tail)
-
-    def stopped(self, row: _Row, tail: list[int]) -> bool:
-        """Whether these tokens end with an end token, or their text has come to a stop text."""
-        if not tail or tail[-1] in self.eos_token_id:
-            return bool(tail)
-        if not row.params.stop:
-            return False
-        text = self._tokenizer.decode(tail, skip_special_tokens=True)
-        return any(stop in text for stop in row.params.stop)
 
 
 def _why_not(config: Mapping[str, Any]) -> str | None:
@@ -430,8 +238,19 @@ def _beam_key(params: TextGenerationParams) -> object:
     return tuple(getattr(params, name) for name in names)
 
 
+def _characters(job: Work) -> int:
+    params: TextGenerationParams = job.params
+    return len(params.prompt or "") + sum(len(message.content) for message in params.messages or ())
+
+
+def _tokens(job: Work) -> int:
+    """About how many tokens prompt and completion have; the tokenizer knows better, and is slower."""
+    prompt = _characters(job) // 4 + 1
+    return prompt + max(1, int(job.params.new_tokens(prompt)))
+
+
 def _length(job: Work) -> tuple[bool, str, int, int]:
     """Sorts alike jobs together: beams apart, then by tokens to come, then by characters of the prompt."""
     params: TextGenerationParams = job.params
-    characters = len(params.prompt or "") + sum(len(message.content) for message in params.messages or ())
+    characters = _characters(job)
     return params.num_beams > 1, repr(_beam_key(params)), params.new_tokens(characters // 4), characters

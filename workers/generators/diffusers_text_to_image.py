@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import inspect
-import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -20,43 +20,27 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 from safetensors import SafetensorError
 
 from shared.errors import JobFailed, ModelRejected
 from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
+from workers.generators.compiled import COMPILATION_FAILED, Compiled
+from workers.generators.guidance import ScaleEach, guides_each
 from workers.generators.long_prompts import ClipWindows, excess
 from workers.generators.picture_files import MEDIA_TYPES, encode
-
-#: scheduler → class in diffusers, what it is set to, and its name in AUTOMATIC1111's web UI
-SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
-    "ddim": ("DDIMScheduler", {}, "DDIM"),
-    "ddpm": ("DDPMScheduler", {}, "DDPM"),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}, "PLMS"),
-    "euler": ("EulerDiscreteScheduler", {}, "Euler"),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}, "Euler a"),
-    "heun": ("HeunDiscreteScheduler", {}, "Heun"),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, "DPM++ 2M"),
-    "dpmpp_2m_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-        "DPM++ 2M Karras",
-    ),
-    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
-    "dpmpp_2m_sde_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-        "DPM++ 2M SDE Karras",
-    ),
-    "unipc": ("UniPCMultistepScheduler", {}, "UniPC"),
-    "lcm": ("LCMScheduler", {}, "LCM"),
-}
-_NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
-# A pipeline that takes one of these makes something else than a picture from words alone.
-_FOREIGN = ("image", "video", "num_frames", "frame_size", "audio_length_in_s", "audio_end_in_s", "control_image")
+from workers.generators.picture_pipelines import (
+    Made,
+    move_to_device,
+    move_to_host,
+    order_for_convolutions,
+    own_defaults,
+    shades_of,
+    why_not,
+)
+from workers.generators.samplers import Samplers
+from workers.pinned import free_cached, out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +61,7 @@ class DiffusersTextToImage(Generator):
     @classmethod
     def serves(cls, files: ModelFiles | None) -> bool:
         """Whether the pipeline named in `model_index.json` makes pictures from words."""
-        return files is not None and _why_not(files.config) is None
+        return files is not None and why_not(files.config) is None
 
     @classmethod
     def load(cls, files: ModelFiles | None, device: Device) -> Self:
@@ -88,7 +72,7 @@ class DiffusersTextToImage(Generator):
         """
         if files is None:
             raise ModelRejected("model_not_found", "text-to-image needs a model")
-        if (reason := _why_not(files.config)) is not None:
+        if (reason := why_not(files.config)) is not None:
             raise ModelRejected("model_wrong_task", f"{files.ref} cannot make pictures from a prompt: {reason}")
         diffusers.utils.logging.disable_progress_bar()
         dtype = torch.float32 if device.name == "cpu" else getattr(torch, device.dtype)
@@ -102,22 +86,28 @@ class DiffusersTextToImage(Generator):
         pipe.set_progress_bar_config(disable=True)
         # It would log the part of a prompt that it truncates, and prompts do not belong into logs.
         logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)
-        if device.name != "cpu" and getattr(pipe, "unet", None) is not None:
-            pipe.unet.to(memory_format=torch.channels_last)
-        return cls(pipe, files, str(dtype).removeprefix("torch."))
+        if device.name != "cpu":
+            order_for_convolutions(pipe)
+        compiled = Compiled.of(pipe, files.ref) if device.compile else None
+        return cls(pipe, files, Device(device.name, str(dtype).removeprefix("torch.")), compiled)
 
-    def __init__(self, pipe: Any, files: ModelFiles, dtype: str) -> None:
+    def __init__(self, pipe: Any, files: ModelFiles, device: Device, compiled: Compiled | None) -> None:
         self._pipe = pipe
+        self._device = device.name
+        self._compiled = compiled
         self._files = files
-        self._dtype = dtype
+        self._dtype = device.dtype
         #: parameters of the pipeline's call
         self._accepts: Mapping[str, inspect.Parameter] = inspect.signature(type(pipe).__call__).parameters
         # A pipeline made of several keeps a scheduler in each: those stay as they are.
-        self._scheduler: Any = None if hasattr(pipe, "decoder_pipe") else getattr(pipe, "scheduler", None)
+        self._samplers = Samplers(None if hasattr(pipe, "decoder_pipe") else getattr(pipe, "scheduler", None))
         self._windows = ClipWindows.of(pipe, self._accepts)
-        self._own_defaults = _own_defaults(files)
+        self._guides_each = guides_each(pipe)
+        self._own_defaults = own_defaults(files)
         #: most pictures at a time, as the engine last said
         self._limit: int | None = None
+        #: and as it turned out, for jobs of many pictures
+        self._fits: dict[Hashable, int] = {}
 
     def cut(self, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
         """Cut into microbatches of at most `limit` pictures that agree in all that a call has only one of.
@@ -146,23 +136,56 @@ class DiffusersTextToImage(Generator):
         for alike in able.values():
             yield from self._alike(alike, run)
 
+    def park(self) -> bool:
+        """Move everything to the host, and forget embeddings, which take room on the device too."""
+        if self._windows is not None:
+            self._windows.forget()
+        move_to_host(self._pipe)
+        return True
+
+    def unpark(self) -> None:
+        """Move everything back."""
+        move_to_device(self._pipe, self._device)
+
     def unload(self) -> None:
         """Drop the pipeline and give its memory back."""
-        self._pipe = self._scheduler = self._windows = None
+        self._pipe = self._windows = self._compiled = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def shape(self, jobs: Sequence[Work]) -> Hashable:
+        """Size, guided or not (twice the work), windows of the prompt, pictures per job; of the time decide steps, too.
+
+        Memory does not: steps follow each other in the same one. How closely to follow the prompt costs nothing.
+        """
+        params: list[TextToImageParams] = [job.params for job in jobs]
+        return (
+            params[0].width,
+            params[0].height,
+            params[0].num_inference_steps,
+            any(self._guided(each) for each in params),
+            max(self._window_count(each) for each in params),
+            max(each.num_images for each in params),
+        )
+
     def _key(self, params: TextToImageParams) -> tuple[object, ...]:
         """What the jobs of one call have to share."""
-        names = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler")
-        negative = params.negative_prompt is not None
-        return *(getattr(params, name) for name in names), negative, self._window_count(params)
+        names = ("width", "height", "num_inference_steps", "scheduler")
+        guidance = self._guided(params) if self._guides_each else self._guidance(params)
+        # Where we encode the prompts, none is the same as an empty one. To SDXL, say, it is not.
+        negative = self._windows is None and params.negative_prompt is not None
+        return *(getattr(params, name) for name in names), guidance, negative, self._window_count(params)
 
     def _window_count(self, params: TextToImageParams) -> int:
         if self._windows is None or params.long_prompt not in (None, "chunk"):
             return 1
         return max(self._windows.count(text) for text in (params.prompt, params.negative_prompt or ""))
+
+    def _guided(self, params: TextToImageParams) -> bool:
+        """Whether the model runs twice per step, with the prompt and without."""
+        guidance = self._guidance(params)
+        return guidance is not None and guidance > 1
 
     def _check(self, params: TextToImageParams) -> None:
         """Raise `JobFailed` if the pipeline cannot do what the job asks for; nothing is ever dropped."""
@@ -178,7 +201,7 @@ class DiffusersTextToImage(Generator):
                 f"`negative_prompt` has no effect with this model's {guiding} of {guidance:g}: remove it{advice}",
             )
         self._check_size(params)
-        self._make_scheduler(params.scheduler)
+        self._samplers.check(params.scheduler)
         if params.long_prompt == "truncate" or (params.long_prompt != "fail" and self._windows is not None):
             return
         if params.long_prompt == "chunk":
@@ -207,19 +230,6 @@ class DiffusersTextToImage(Generator):
                 + ", ".join(f"{name}={side}" for name, side in nearest.items()),
             )
 
-    def _make_scheduler(self, name: str | None) -> Any:
-        """A fresh scheduler (they keep state), from the model's own settings; raises `scheduler_unsupported`."""
-        if name is None:
-            own = self._scheduler
-            return None if own is None else type(own).from_config(own.config)
-        if not _replaceable(self._scheduler):
-            raise JobFailed(
-                "scheduler_unsupported",
-                f"scheduler={name} does not fit this model, which only runs with its own: leave `scheduler` out",
-            )
-        kind, settings, _ = SCHEDULERS[name]
-        return getattr(diffusers, kind).from_config(self._scheduler.config, **settings)
-
     def _guidance(self, params: TextToImageParams) -> float | None:
         """The guidance scale in force; None if the pipeline has none."""
         return self._default("guidance_scale") if params.guidance_scale is None else params.guidance_scale
@@ -233,91 +243,132 @@ class DiffusersTextToImage(Generator):
     def _alike(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
         """Run jobs that agree in all that a call has only one of, in slices of at most the limit."""
         pictures = [_Picture(job, index) for job in jobs for index in range(job.params.num_images)]
-        size = self._limit or len(pictures)
+        size = min(self._limit or len(pictures), self._fits.get(self.shape(jobs), len(pictures)))
         slices = [pictures[start : start + size] for start in range(0, len(pictures), size)]
         outputs: dict[str, list[Output]] = {job.job_id: [] for job in jobs}
         for at, share in enumerate(slices):
             wanted = [picture for picture in share if picture.job.job_id in outputs and run.wanted(picture.job.job_id)]
             if not wanted:
                 continue
-            arrays, hidden = self._call(wanted, run, at, len(slices))
-            for picture, array, nsfw in zip(wanted, arrays, hidden, strict=True):
+            for picture, made in zip(wanted, self._fitting(wanted, run, at, len(slices)), strict=True):
                 job = picture.job
                 if job.job_id not in outputs:
                     continue
-                if (error := self._flaw(job.params, array, nsfw)) is not None:
+                if (error := self._flaw(job.params, made)) is not None:
                     del outputs[job.job_id]
                     yield Failed(job.job_id, error)
                     continue
-                outputs[job.job_id].append(self._output(picture, array))
+                outputs[job.job_id].append(self._output(picture, made.shades))
                 if len(outputs[job.job_id]) == job.params.num_images and run.wanted(job.job_id):
                     yield Done(job.job_id, outputs.pop(job.job_id))
 
-    def _call(
-        self, pictures: Sequence[_Picture], run: Run, at: int, slices: int
-    ) -> tuple[npt.NDArray[np.float32], Sequence[bool]]:
-        """Run the pipeline: pictures (n, height, width, channels) between 0 and 1, and whether its filter hid each."""
+    def _fitting(self, pictures: Sequence[_Picture], run: Run, at: int, slices: int) -> list[Made]:
+        """Pictures of one job that do not fit into memory together are made in halves; the engine halves jobs only."""
+        try:
+            return self._call(pictures, run, at, slices)
+        except (RuntimeError, MemoryError) as error:
+            alone = all(picture.job is pictures[0].job for picture in pictures)
+            if not (out_of_memory(error) and alone and len(pictures) > 1):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold what the halves need
+        free_cached(self._device)
+        half = (len(pictures) + 1) // 2
+        self._fits[self.shape([pictures[0].job])] = half
+        return [made for part in (pictures[:half], pictures[half:]) for made in self._fitting(part, run, at, slices)]
+
+    def _call(self, pictures: Sequence[_Picture], run: Run, at: int, slices: int) -> list[Made]:
+        """Run the pipeline on pictures that agree in all that a call has only one of."""
         params: TextToImageParams = pictures[0].job.params
         job_ids = list(dict.fromkeys(picture.job.job_id for picture in pictures))
+        steps_done = 0
 
         def on_step(pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
-            steps = getattr(pipe, "num_timesteps", None) or params.num_inference_steps
-            run.step(job_ids, at * steps + step + 1, slices * steps)
+            nonlocal steps_done
+            steps, steps_done = getattr(pipe, "num_timesteps", None) or params.num_inference_steps, step + 1
+            run.step(job_ids, at * steps + steps_done, slices * steps)
             return {}
 
+        if "callback_on_step_end" not in self._accepts:
+            run.step(job_ids, at, slices)
+        if self._compiled is None:
+            return self._made(pictures, on_step)
+        size = self._compiled.padded(len(pictures), self._limit or len(pictures))
+        every = [*pictures, *[pictures[-1]] * (size - len(pictures))]
+
+        def alive() -> None:
+            steps = getattr(self._pipe, "num_timesteps", None) or params.num_inference_steps
+            run.step(job_ids, at * steps + steps_done, slices * steps)
+
+        shape = (size, params.width, params.height, self._guided(params), self._window_count(params))
+        try:
+            with self._compiled.running(shape, alive):
+                return self._made(every, on_step)[: len(pictures)]
+        except COMPILATION_FAILED as error:
+            self._compiled.give_up(error)
+        return self._call(pictures, run, at, slices)
+
+    def _made(self, pictures: Sequence[_Picture], on_step: Callable[..., dict[str, Any]]) -> list[Made]:
+        """One call of the pipeline."""
+        params: TextToImageParams = pictures[0].job.params
         call: dict[str, Any] = {
             name: value
             for name in ("width", "height", "num_inference_steps")
             if (value := getattr(params, name)) is not None
         }
-        if params.guidance_scale is not None or "guidance_scale" in self._own_defaults:
-            call["guidance_scale"] = self._guidance(params)
+        if (scales := self._scales(pictures)) is not None:
+            call["guidance_scale"] = scales
         call |= self._prompts(pictures)
         if "callback_on_step_end" in self._accepts:
             call["callback_on_step_end"] = on_step
-        else:
-            run.step(job_ids, at, slices)
         call["generator"] = [torch.Generator("cpu").manual_seed(picture.seed % 2**64) for picture in pictures]
-        if (scheduler := self._make_scheduler(params.scheduler)) is not None:
+        if (scheduler := self._samplers.make(params.scheduler)) is not None:
             self._pipe.scheduler = scheduler
-        made = self._pipe(output_type="np", **call)
+        made = self._pipe(output_type="pt", **call)
         hidden = getattr(made, "nsfw_content_detected", None) or [False] * len(pictures)
-        return np.asarray(made.images), hidden
+        return shades_of(made.images, hidden)
+
+    def _scales(self, pictures: Sequence[_Picture]) -> float | None:
+        """The guidance of a call: one number, or one a picture where the pipeline can do that."""
+        scales = [self._guidance(picture.job.params) for picture in pictures]
+        known = [scale for scale in scales if scale is not None]
+        if not known or len(set(known)) == 1 or not self._guided(pictures[0].job.params):
+            return scales[0]
+        return ScaleEach(known)
 
     def _prompts(self, pictures: Sequence[_Picture]) -> dict[str, Any]:
-        """The prompts, as words, or as embeddings where they fill several windows."""
+        """The prompts, as words, or as embeddings where we can make them."""
         every: list[TextToImageParams] = [picture.job.params for picture in pictures]
         prompts = [params.prompt for params in every]
         negatives = [params.negative_prompt or "" for params in every]
+        if self._windows is None:
+            return {"prompt": prompts} | ({} if every[0].negative_prompt is None else {"negative_prompt": negatives})
         count = self._window_count(every[0])
-        if count > 1 and self._windows is not None:
-            embedded = {"prompt_embeds": self._windows.encode(prompts, count)}
-            if "negative_prompt_embeds" in self._accepts:
-                embedded["negative_prompt_embeds"] = self._windows.encode(negatives, count)
-            return embedded
-        return {"prompt": prompts} | ({} if every[0].negative_prompt is None else {"negative_prompt": negatives})
+        embedded = {"prompt_embeds": self._windows.encode(prompts, count)}
+        if "negative_prompt_embeds" in self._accepts and self._guided(every[0]):
+            embedded["negative_prompt_embeds"] = self._windows.encode(negatives, count)
+        return embedded
 
-    def _flaw(self, params: TextToImageParams, array: npt.NDArray[np.float32], nsfw: bool) -> JobFailed | None:
+    def _flaw(self, params: TextToImageParams, made: Made) -> JobFailed | None:
         """Why this picture is not what was asked for; None if it is."""
-        if nsfw:
+        if made.hidden:
             return JobFailed(
                 "content_filtered", "the model's own safety filter hid the picture: change the prompt or seed"
             )
         half = self._dtype != "float32"
-        if not np.isfinite(array).all() or (half and array.max() == 0):
+        if not made.finite or (half and not made.lit):
             advice = "run the worker with AIGC_DTYPE=float32" + (" or bfloat16" if self._dtype == "float16" else "")
             return JobFailed(
                 "numerics", f"the model's numbers overflowed in {self._dtype}" + (f": {advice}" if half else "")
             )
-        height, width = array.shape[:2]
+        height, width = made.shades.shape[:2]
         if params.width is not None and (params.width, params.height) != (width, height):
             message = f"the model makes {width}x{height} instead of {params.width}x{params.height}: ask for that size"
             return JobFailed("size_unsupported", message)
         return None
 
-    def _output(self, picture: _Picture, array: npt.NDArray[np.float32]) -> Output:
+    def _output(self, picture: _Picture, shades: npt.NDArray[np.uint8]) -> Output:
         params: TextToImageParams = picture.job.params
-        height, width = array.shape[:2]
+        height, width = shades.shape[:2]
         record = {
             "task": picture.job.task,
             "model": self._files.ref,
@@ -331,58 +382,10 @@ class DiffusersTextToImage(Generator):
             "dtype": self._dtype,
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
         }
-        image = Image.fromarray((array * 255).round().astype(np.uint8).squeeze())
-        body = partial(encode, image, params.format, params.quality, record, self._sampler(params.scheduler))
+        body = partial(_file, shades, params.format, params.quality, record, self._samplers.words(params.scheduler))
         facts = {"width": width, "height": height, "seed": picture.seed, "format": params.format}
-        return Output(MEDIA_TYPES[params.format], body, facts)
-
-    def _sampler(self, name: str | None) -> str:
-        """The scheduler's name in the web UI's words."""
-        if name is not None:
-            return SCHEDULERS[name][2]
-        own = type(self._scheduler).__name__
-        return next((words for kind, _, words in SCHEDULERS.values() if kind == own), own)
+        return Output(MEDIA_TYPES[params.format], body, facts, size=shades.nbytes)
 
 
-def _replaceable(scheduler: Any) -> bool:
-    """Whether any of `SCHEDULERS` can stand for it: all of one family, which a model of rectified flow is not."""
-    family = {*(each.name for each in KarrasDiffusionSchedulers), "LCMScheduler"}
-    return type(scheduler).__name__ in family and scheduler.config.get("prediction_type") != "flow_prediction"
-
-
-def _own_defaults(files: ModelFiles) -> dict[str, float]:
-    """What a model's folder recommends where a job says nothing: `guidance_scale` in `generation_defaults.json`.
-
-    Small and distilled models want another guidance than the one that their pipeline's class was written for.
-    """
-    try:
-        found = json.loads((files.folder / "generation_defaults.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelRejected(
-            "model_not_a_model", f"{files.ref}: generation_defaults.json cannot be read: {error}"
-        ) from None
-    scale = found.get("guidance_scale") if isinstance(found, dict) else None
-    if set(found) != {"guidance_scale"} or isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale < 0:
-        raise ModelRejected(
-            "model_not_a_model", f'{files.ref}: generation_defaults.json must be like {{"guidance_scale": 4}}'
-        )
-    return {"guidance_scale": float(scale)}
-
-
-def _why_not(config: Mapping[str, Any]) -> str | None:
-    """Why a model with this `model_index.json` makes no pictures from words; None if it does."""
-    name = config.get("_class_name")
-    if not isinstance(name, str):
-        return "it is not a diffusers model (no model_index.json that names a pipeline)"
-    known = {kind.__name__ for key, kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items() if "control" not in key}
-    if name in known:
-        return None
-    pipeline = getattr(diffusers, name, None)
-    if not isinstance(pipeline, type) or not issubclass(pipeline, diffusers.DiffusionPipeline):
-        return f"diffusers {diffusers.__version__} has no pipeline {name}"
-    accepts = inspect.signature(pipeline.__call__).parameters
-    if all(each in accepts for each in _NEEDED) and not any(each in accepts for each in _FOREIGN):
-        return None
-    return f"{name} is a pipeline for another task"
+def _file(shades: npt.NDArray[np.uint8], *how: Any) -> bytes:
+    return encode(Image.fromarray(shades), *how)

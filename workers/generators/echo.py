@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import ClassVar, Self
 
 from shared.errors import JobFailed
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
+
+#: most jobs that sleep one after the other in one microbatch
+MOST_SLEEPERS = 32
 
 
 class Echo(Generator):
@@ -16,11 +19,26 @@ class Echo(Generator):
 
     version: ClassVar[int] = 1
     resumes: ClassVar[bool] = True
+    microbatch: ClassVar[int | None] = 1024
 
     @classmethod
     def load(cls, files: ModelFiles | None, device: Device) -> Self:
         """There is no model."""
         return cls()
+
+    def cut(self, jobs: Sequence[Work], limit: int) -> list[list[Work]]:
+        """Those that take no time in any number, and apart from those that sleep."""
+        quick = [job for job in jobs if not job.params.step_s]
+        slow = [job for job in jobs if job.params.step_s]
+        few = min(limit, MOST_SLEEPERS)
+        return [
+            *(quick[start : start + limit] for start in range(0, len(quick), limit)),
+            *(slow[start : start + few] for start in range(0, len(slow), few)),
+        ]
+
+    def shape(self, jobs: Sequence[Work]) -> Hashable:
+        """Sleepers take their time, the others none."""
+        return bool(jobs[0].params.step_s)
 
     def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
         """One job after the other, sleeping `step_s` per step."""

@@ -6,20 +6,32 @@ cut into windows of 75 tokens; each is encoded by itself, and the embeddings sta
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+#: texts whose tokens are remembered
+_TOKENS = 4096
+#: windows whose embeddings are remembered, of a quarter of a megabyte each for a CLIP of 768 features in float32
+_WINDOWS = 128
+
 
 class ClipWindows:
-    """The windows of a pipeline whose only text encoder is a CLIP."""
+    """The windows of a pipeline whose only text encoder is a CLIP.
+
+    The jobs of a batch often share their prompt, and nearly always their negative one: a text is encoded once, and
+    remembered for a while.
+    """
 
     def __init__(self, tokenizer: Any, encoder: Any) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder
         #: tokens in a window, both marks included
         self.width: int = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        self._tokens: OrderedDict[str, list[int]] = OrderedDict()
+        self._embeddings: OrderedDict[tuple[str, int], torch.Tensor] = OrderedDict()
 
     @classmethod
     def of(cls, pipe: Any, accepts: Mapping[str, Any]) -> ClipWindows | None:
@@ -37,6 +49,25 @@ class ClipWindows:
 
     def encode(self, texts: Sequence[str], windows: int) -> torch.Tensor:
         """Embeddings (texts, windows × width, features); texts with fewer windows are filled up with empty ones."""
+        known = self._embeddings
+        found = {text: known[text, windows] for text in set(texts) if (text, windows) in known}
+        if new := list(dict.fromkeys(text for text in texts if text not in found)):
+            # Each has memory of its own: a slice would keep its neighbours' for as long.
+            found |= {text: states.clone() for text, states in zip(new, self._encoded(new, windows), strict=True)}
+        for text, states in found.items():
+            known[text, windows] = states
+            known.move_to_end((text, windows))
+        kept = sum(count for _, count in known)
+        while kept > _WINDOWS:
+            (_, count), _ = known.popitem(last=False)
+            kept -= count
+        return torch.stack([found[text] for text in texts])
+
+    def forget(self) -> None:
+        """Remember no embedding any more."""
+        self._embeddings.clear()
+
+    def _encoded(self, texts: Sequence[str], windows: int) -> torch.Tensor:
         tokenizer, room = self._tokenizer, self.width - 2
         filled = []
         for text in texts:
@@ -49,7 +80,12 @@ class ClipWindows:
         return states.reshape(len(texts), windows * self.width, -1)
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        if text not in self._tokens:
+            if len(self._tokens) >= _TOKENS:
+                self._tokens.popitem(last=False)
+            ids = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            self._tokens[text] = list(ids)
+        return self._tokens[text]
 
 
 def excess(pipe: Any, accepts: Mapping[str, Any], text: str) -> tuple[int, int] | None:

@@ -23,6 +23,12 @@ _FORMATS = ["PNG", "JPEG", "WEBP"]
 # A JPEG segment holds 65,533 bytes; the EXIF head and tables take a few hundred.
 _EXIF_ROOM = 65_000
 _UNICODE = b"UNICODE\0"
+# Z_RLE of zlib: after the filters of PNG there are hardly longer repetitions in what a model paints. CPU time of one
+# 1024x1024 picture with a photograph's spectrum: 81 ms for 1,529 kB; levels 4 and 1 take 218 and 89 ms for 1,533 and
+# 1,677 kB. A drawing with flat grounds becomes a sixth larger (408 for 352 kB) and takes 48 for 73 ms.
+_RUNS = 3
+# Pillow's default is 4. Of a noisier picture of that size: 96 ms for 595 kB, where the default takes 168 ms for 600 kB.
+_WEBP_EFFORT = 2
 
 
 def encode(image: Image.Image, format_: str, quality: int | None, record: Mapping[str, Any], sampler: str) -> bytes:
@@ -37,7 +43,7 @@ def encode(image: Image.Image, format_: str, quality: int | None, record: Mappin
         info = PngInfo()
         info.add_text("parameters", text)
         info.add_text("aigc", json.dumps(record, ensure_ascii=False))
-        image.save(body, "PNG", pnginfo=info, compress_level=4)
+        image.save(body, "PNG", pnginfo=info, compress_type=_RUNS)
         return body.getvalue()
     comment = _UNICODE + text.encode("utf-16-be")
     note = json.dumps(record)
@@ -51,7 +57,8 @@ def encode(image: Image.Image, format_: str, quality: int | None, record: Mappin
     # Pillow writes the comment as BYTE, the standard wants UNDEFINED; all that stands before it is ASCII.
     head = b"\x92\x86\x00"
     block = exif.tobytes().replace(head + b"\x01", head + b"\x07", 1)
-    image.save(body, format_.upper(), quality=quality or 90, exif=block)
+    effort = {"method": _WEBP_EFFORT} if format_ == "webp" else {}
+    image.save(body, format_.upper(), quality=quality or 90, exif=block, **effort)
     return body.getvalue()
 
 

@@ -1,9 +1,9 @@
 """Drawing tokens so that a job's text depends on its own seed only, whatever else is in its microbatch.
 
-`generate()` of transformers has one random generator for a whole batch. `SeededSampling` therefore draws itself, as
-the last logits processor: one uniform number per row from a hash of (seed, tokens generated so far), put through the
-inverse of the row's cumulative distribution after temperature, top-k and top-p. The token drawn gets an infinite
-score, so that greedy selection takes it.
+Libraries have one random generator for a whole batch. Here each row has one uniform number per token, from a hash of
+(seed, tokens generated so far), put through the inverse of the row's cumulative distribution after temperature, top-k
+and top-p. `next_tokens` draws so for rows that are at different points; `SeededSampling` does it within `generate()` of
+transformers, as the last logits processor: the token drawn gets an infinite score, so that greedy selection takes it.
 
 Tokens are accumulated in the order of their ids, not of their scores: rounding that differs between batch shapes then
 moves the bounds of the distribution by about 1e-7 and changes a draw that often only, whereas it would reorder
@@ -42,17 +42,25 @@ def uniform(seed: int, generated: int) -> float:
     return (int.from_bytes(digest, "big") >> 12) / 2**52
 
 
+def next_tokens(scores: torch.Tensor, draws: Sequence[Draw | None], generated: Sequence[int]) -> torch.Tensor:
+    """The next token of each row of `scores` (rows, vocabulary): drawn, or the likeliest for a row without a draw.
+
+    `generated` counts the tokens that each row has so far.
+    """
+    tokens = scores.argmax(-1)
+    for k, nucleus, members in _alike(draws):
+        rows = torch.tensor([index for index, _ in members], device=scores.device)
+        uniforms = [uniform(draw.seed, generated[index]) for index, draw in members]
+        tokens[rows] = _pick(scores[rows], [draw for _, draw in members], uniforms, top_k=k, nucleus=nucleus)
+    return tokens
+
+
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
     """Draws for the rows that sample; the others (None) stay as they are, for greedy selection."""
 
     def __init__(self, rows: Sequence[Draw | None], prompt_width: int) -> None:
         self._prompt_width = prompt_width
-        # Rows with one k share their tensors. A row never meets the k of another, so that ties are cut alike.
-        groups: dict[tuple[int, bool], list[tuple[int, Draw]]] = defaultdict(list)
-        for index, draw in enumerate(rows):
-            if draw is not None:
-                groups[draw.top_k, draw.top_p < 1].append((index, draw))
-        self._groups = [(k, nucleus, members) for (k, nucleus), members in groups.items()]
+        self._groups = _alike(rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`input_ids` (rows, tokens so far), `scores` (rows, vocabulary) → scores with an infinity where drawn."""
@@ -63,6 +71,18 @@ class SeededSampling(LogitsProcessor):  # type: ignore[misc]  # transformers has
             uniforms = [uniform(draw.seed, generated) for draw in draws]
             scores[rows, _pick(scores[rows], draws, uniforms, top_k=k, nucleus=nucleus)] = torch.inf
         return scores
+
+
+def _alike(rows: Sequence[Draw | None]) -> list[tuple[int, bool, list[tuple[int, Draw]]]]:
+    """(top-k, whether there is a nucleus, its rows): rows with one k share their tensors.
+
+    A row never meets the k of another, so that ties are cut alike.
+    """
+    groups: dict[tuple[int, bool], list[tuple[int, Draw]]] = defaultdict(list)
+    for index, draw in enumerate(rows):
+        if draw is not None:
+            groups[draw.top_k, draw.top_p < 1].append((index, draw))
+    return [(k, nucleus, members) for (k, nucleus), members in groups.items()]
 
 
 def _pick(

@@ -1,0 +1,104 @@
+"""What a worker takes next: look into SQL → choose a lane → claim a window of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shared import jobs
+from shared.database import Database
+from shared.jobs import ClaimedJob
+from shared.scheduling import WINDOW_JOBS, WINDOW_S, Waiting, choose, window
+from shared.settings import Settings
+from workers.look import Look, look
+from workers.residency import Residency
+
+#: (task, model, estimated seconds) → seconds on this device
+Seconds = Callable[[str, str, float], float]
+
+
+def _as_estimated(_task: str, _model: str, cost: float) -> float:
+    return cost
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one claim gave."""
+
+    #: in the order in which they were to be claimed; empty if others were faster
+    jobs: list[ClaimedJob]
+    lane_id: int
+    priority: int
+    #: whether ready jobs of the lane were left over
+    full: bool
+
+
+class Claims:
+    """The claims of one worker. Not for several threads at once."""
+
+    def __init__(
+        self, db: Database, settings: Settings, queues: Sequence[str], seconds: Seconds = _as_estimated
+    ) -> None:
+        """`seconds` says what the work of a task and model, estimated at so many seconds, takes on this device."""
+        self._db = db
+        self._settings = settings
+        self._queues = list(queues)
+        self._seconds = seconds
+        # Lanes that gave nothing although jobs were announced: others were faster, or nobody has ended them yet.
+        self._barren: set[tuple[int, int]] = set()
+        self._current: int | None = None
+
+    def begin(self) -> None:
+        """A drain begins: lanes that gave nothing in the last one may be tried again."""
+        self._barren.clear()
+
+    def next(
+        self,
+        session: str,
+        residency: Residency,
+        *,
+        limit: int | None = None,
+        only: tuple[int, int] | None = None,
+        full: bool = False,
+    ) -> Taken | None:
+        """Claim a window of the lane whose turn it is; None if nothing waits for this worker.
+
+        `limit`: most jobs. `only`, as (lane, priority): claim only if it is this one's turn. `full`: claim only if
+        there is a whole microbatch for each worker that shares the queue. Raises `SessionLost`, `Unavailable`.
+        """
+        seen, memory = self._look(residency), residency.memory(self._current)
+        lane = choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s)
+        if lane is None or (only is not None and only != (lane.lane_id, lane.priority)):
+            return None
+        workers = seen.sharing(lane)
+        most = window(seen.ready(lane.queue, lane.priority), workers, WINDOW_JOBS)
+        most = most if limit is None else min(most, limit)
+        if most < 1 or (full and lane.ready < self._settings.microbatch * workers):
+            return None
+        residency.expect({(one.task, one.model) for one in seen.waiting if one.model})
+        return self._claim(session, lane, most, seen, memory.change_s(lane))
+
+    def _claim(self, session: str, lane: Waiting, most: int, seen: Look, load_s: float) -> Taken:
+        pace = max(1e-6, self._seconds(lane.task, lane.model, 1.0))
+        claimed = jobs.claim(
+            self._db, session=session, lane_id=lane.lane_id, priority=lane.priority, limit=most, window_s=WINDOW_S,
+            least=self._settings.microbatch, pace=pace, load_s=load_s, tenants=lane.tenants,
+            seen=seen.standings[lane.queue, lane.priority],
+        )  # fmt: skip
+        if claimed:
+            self._current = lane.lane_id
+        else:
+            self._barren.add((lane.lane_id, lane.priority))
+        return Taken(claimed, lane.lane_id, lane.priority, full=bool(claimed) and lane.ready > len(claimed))
+
+    def _look(self, residency: Residency, *, barren: bool = False) -> Look:
+        set_aside = residency.set_aside_for_now
+
+        def takes(lane_id: int, priority: int, task: str, model: str) -> bool:
+            return (task, model) not in set_aside and (barren or (lane_id, priority) not in self._barren)
+
+        return look(self._db, self._queues, takes)
+
+    def sees_work(self, residency: Residency) -> bool:
+        """Whether anything is ready that this worker might take. Raises `Unavailable`."""
+        return bool(self._look(residency, barren=True).waiting)
