@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import psutil
+from kombu import pools
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -235,6 +236,13 @@ class Resident:
         return answer
 
 
+def point(app: Any, redis_url: str) -> None:
+    """Have a baseline's application send to this server: connections to the one of an earlier row are of no use."""
+    app.conf.broker_url = redis_url
+    pools.reset()
+    app._after_fork()  # forgets its own references to them
+
+
 class CeleryWorker:
     """B1 or B2: a Celery worker with a status table of its own."""
 
@@ -255,7 +263,7 @@ class CeleryWorker:
         self._pool = list(pool)
         Base.metadata.create_all(engine(self.url))
         self.task = importlib.import_module(self._module)
-        self.task.app.conf.broker_url = redis_url
+        point(self.task.app, redis_url)
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "celery", "-A", self._module, "worker", *self._pool, "--loglevel", "INFO"]

@@ -93,6 +93,7 @@ class Database:
         """Make no connection yet. Raises `RequestError` if the URL cannot be understood."""
         self._settings = settings
         self._turn = threading.Lock()
+        _databases.add(self)
         url = settings.sql_url
         #: where it is, fit to be shown
         self.address = without_password(url)
@@ -172,6 +173,10 @@ class Database:
         finally:
             if mine:
                 self._turn.release()
+
+    def forget_turns(self) -> None:
+        """In the child of a fork: whose turn it was in the parent is of no interest."""
+        self._turn = threading.Lock()
 
     def _run(self, connection: Connection, work: Callable[[Connection], T], lock_wait_s: float) -> T:
         if self.is_sqlite:
@@ -411,6 +416,7 @@ def _sqlite(url: str) -> Engine:
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 #: connections of a parent process, kept so that nothing closes them
 _inherited: list[object] = []
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
@@ -418,6 +424,8 @@ def _leave_to_the_parent() -> None:
     for engine in list(_engines):
         _inherited.append(engine.pool)
         engine.dispose(close=False)
+    for database in list(_databases):
+        database.forget_turns()
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from shared.scheduling import WINDOW_JOBS, WINDOW_S, Waiting, choose, window
 from shared.settings import Settings
 from workers.look import Look, look
 from workers.residency import Residency
+
+#: seconds for which a lane that gave nothing is left alone: at first, and at most
+BARREN_S, MAX_BARREN_S = 1.0, 10.0
 
 #: (task, model, estimated seconds) → seconds on this device
 Seconds = Callable[[str, str, float], float]
@@ -45,7 +49,8 @@ class Claims:
         self._queues = list(queues)
         self._seconds = seconds
         # Lanes that gave nothing although jobs were announced: others were faster, or nobody has ended them yet.
-        self._barren: set[tuple[int, int]] = set()
+        # Each until when, and for how long: a drain may last for hours.
+        self._barren: dict[tuple[int, int], tuple[float, float]] = {}
         self._current: int | None = None
 
     def begin(self) -> None:
@@ -87,15 +92,22 @@ class Claims:
         )  # fmt: skip
         if claimed:
             self._current = lane.lane_id
+            self._barren.pop((lane.lane_id, lane.priority), None)
         else:
-            self._barren.add((lane.lane_id, lane.priority))
+            self._leave_alone((lane.lane_id, lane.priority))
         return Taken(claimed, lane.lane_id, lane.priority, full=bool(claimed) and lane.ready > len(claimed))
 
+    def _leave_alone(self, lane: tuple[int, int]) -> None:
+        _, pause = self._barren.get(lane, (0.0, BARREN_S / 2))
+        pause = min(pause * 2, MAX_BARREN_S)
+        self._barren[lane] = (time.monotonic() + pause, pause)
+
     def _look(self, residency: Residency, *, barren: bool = False) -> Look:
-        set_aside = residency.set_aside_for_now
+        set_aside, clock = residency.set_aside_for_now, time.monotonic()
 
         def takes(lane_id: int, priority: int, task: str, model: str) -> bool:
-            return (task, model) not in set_aside and (barren or (lane_id, priority) not in self._barren)
+            until, _ = self._barren.get((lane_id, priority), (0.0, 0.0))
+            return (task, model) not in set_aside and (barren or until <= clock)
 
         return look(self._db, self._queues, takes)
 

@@ -35,6 +35,13 @@ class Pool:
         for id_ in self._passed_over:
             self._passed_over[id_] += 1
 
+    def sort_out(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Remove the jobs that nobody wants any more; returns which they were."""
+        unwanted = [id_ for id_ in self._works if not wanted(id_)]
+        for id_ in unwanted:
+            del self._works[id_], self._passed_over[id_]
+        return unwanted
+
     def fullest(
         self, cut: Callable[[Sequence[Work]], Sequence[Sequence[Work]]], fitting: Callable[[Sequence[Work]], int]
     ) -> tuple[Sequence[Work], bool]:
@@ -42,13 +49,17 @@ class Pool:
 
         `cut` gives what may run together, `fitting` says how many of such jobs are to.
         """
+        if not self._works:
+            return (), False
         best: tuple[float, Sequence[Work]] = (0.0, ())
         for part in cut(list(self._works.values())):
-            most = fitting(part)
+            most = fitting(part) if part else 1
             if any(self._passed_over[work.job_id] >= PASSED_OVER for work in part[:most]):
                 return part[:most], True
             share = min(1.0, len(part) / most)
             if share > best[0]:
                 best = (share, part[:most])
         share, part = best
+        if not part:  # a generator that gives a job to no microbatch must not keep it for ever
+            return list(self._works.values())[:1], True
         return part, share >= 1.0

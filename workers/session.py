@@ -102,7 +102,9 @@ class Session:
     def hold(self, claimed: Iterable[jobs.ClaimedJob]) -> None:
         """These jobs are in our hands now."""
         with self._guard:
-            self._held.update((job.id, job.epoch) for job in claimed)
+            for job in claimed:
+                self._held[job.id] = job.epoch
+                self._unwanted.discard(job.id)  # lost once, and ours again
         self._wake.set()
 
     def release(self, ids: Iterable[str]) -> None:

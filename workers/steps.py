@@ -156,7 +156,9 @@ class Steps:
 
     def wanted(self, job_id: str) -> bool:
         """Whether an outcome of this job is of use."""
-        return job_id not in self.late and self.surroundings.session.wanted(job_id)
+        if job_id in self.late or (self.streaming and job_id not in self.left):
+            return False  # once it has left a stream nobody else knows that it was not wanted
+        return self.surroundings.session.wanted(job_id)
 
     def publish(self, job_id: str, output: Output, *, position: int = 0) -> None:
         """Hand a preview, metric or checkpoint over to be stored; the job goes on."""

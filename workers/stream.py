@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shared import jobs
@@ -39,8 +40,8 @@ class _Gathered:
     #: jobs that were to enter, and those of them that did
     asked: Sequence[Work]
     entered: Sequence[Work]
-    #: whether the database did not answer
-    failed: bool = False
+    #: why the database was of no help, if it was not
+    failed: Unavailable | None = None
 
 
 @dataclass(slots=True)
@@ -59,14 +60,20 @@ class Stream:
     works: Callable[[Sequence[ClaimedJob]], list[Work]]
     streams: Callable[[Work], bool]
     hand_over: Callable[[Outcome, float], None]
+    #: gives jobs back that will have no outcome; raises `Unavailable`
+    let_go: Callable[[Sequence[str]], None]
     #: whether any outcome came
     settled: bool = False
     #: most jobs that were in the model at once
     most: int = 0
+    #: jobs that are to go back
+    unwanted: list[str] = field(default_factory=list)
     _entered: deque[Work] = field(default_factory=deque)
     _aside: list[Work] = field(default_factory=list)
     _aside_since: float = 0.0
+    #: jobs that left the model, of which the database knows nothing yet; and those of which it is being told
     _gone: list[str] = field(default_factory=list)
+    _leaving: list[str] = field(default_factory=list)
     #: how many jobs enter before there is room for them: more where they are done faster than SQL answers
     _reserve: int = 1
     _begun: bool = False
@@ -87,9 +94,9 @@ class Stream:
     def take(self, room: int) -> Sequence[Work]:
         """At most `room` jobs that are in the model from now on."""
         self.around.session.check()
-        self._drop()
         if self._beside.done:
             self._fetch()
+        self._drop()
         free = min(room, self.room - len(self.steps.left))
         if not self.steps.left and not self._entered:
             self._wait_for_some(free)
@@ -107,6 +114,11 @@ class Stream:
             work = self._entered.popleft()
             if self.around.session.wanted(work.job_id):
                 given.append(work)
+            else:
+                self._gone.append(work.job_id)
+                self.unwanted.append(work.job_id)
+        # A job that was late in an earlier attempt has all its time again.
+        self.steps.late.difference_update(work.job_id for work in given)
         self.steps.left.update((work.job_id, work) for work in given)
         self._meter.join(work.job_id for work in given)
         self.most = max(self.most, len(self.steps.left))
@@ -138,7 +150,7 @@ class Stream:
         company = len(self.steps.left) + len(self._entered) + len(enter)
         gone = self.around.session.held(self._gone) if self._begun else None
         if enter:
-            self._gone, self._begun = [], True
+            self._leaving, self._gone = self._gone, []
         self._beside.begin(lambda: self._call(enter, company, gone, claim=claim))
 
     def _may_claim(self) -> bool:
@@ -171,15 +183,20 @@ class Stream:
                 claimed = None if taken is None else taken.jobs
         except Unavailable as error:
             log.error("%s; the stream goes on with what it has", error)
-            return _Gathered(claimed, enter, entered, failed=True)
+            return _Gathered(claimed, enter, entered, failed=error)
         return _Gathered(claimed, enter, entered)
 
     def _fetch(self) -> None:
-        """Take in what the last call brought; raises `SessionLost` if it did."""
+        """Take in what the last call brought; raises what it raised, and `Unavailable` if nothing is left to do."""
         got = self._beside.fetch()
         self._entered.extend(got.entered)
         if got.failed and not got.entered:
             self.waiting.extendleft(reversed(got.asked))
+            self._gone[:0] = self._leaving
+        else:
+            self._begun = self._begun or bool(got.asked)
+            entered = {work.job_id for work in got.entered}
+            self.unwanted += [work.job_id for work in got.asked if work.job_id not in entered]
         if got.claimed:
             for work in self.works(got.claimed):
                 if self.streams(work):
@@ -191,8 +208,9 @@ class Stream:
         else:
             self._next_look = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, RARE_LOOK_S)
-        if got.failed and not self.steps.left:
+        if got.failed is not None and not self.steps.left and not self._entered:
             self._closed = True
+            raise got.failed
 
     # --- how jobs leave ---
 
@@ -215,39 +233,39 @@ class Stream:
             steps.dropped(id_)
             self._gone.append(id_)
             self.hand_over(timed_out(steps.jobs[id_]), self._meter.leave(id_))
-        if not session.any_unwanted:
-            return
-        unwanted = [id_ for id_ in steps.left if not session.wanted(id_)]
-        for id_ in unwanted:
-            steps.dropped(id_)
-            self._meter.leave(id_)
-        unwanted += [work.job_id for work in self._sorted_out()]
-        self._give_back(unwanted)
+        if session.any_unwanted:
+            for id_ in [id_ for id_ in steps.left if not session.wanted(id_)]:
+                steps.dropped(id_)
+                self._meter.leave(id_)
+                self._gone.append(id_)
+                self.unwanted.append(id_)
+            self.unwanted += [work.job_id for work in self._sorted_out()]
+        if self.unwanted:
+            self._give_back()
 
     def _sorted_out(self) -> Iterator[Work]:
-        for queue in (self.waiting, self._entered):
+        for queue in (self.waiting, self._entered, self._aside):
             unwanted = [work for work in queue if not self.around.session.wanted(work.job_id)]
             for work in unwanted:
                 queue.remove(work)
             yield from unwanted
 
-    def _give_back(self, ids: Sequence[str]) -> None:
-        held = self.around.session.held(ids)
-        if not held:
-            return
+    def _give_back(self) -> None:
+        self.around.pulse.rest()  # it is not the model that SQL keeps waiting
         try:
-            jobs.give_back(self.around.db, self.around.session.id, held, "the job was no longer wanted")
+            self.let_go(self.unwanted)
         except Unavailable as error:
             log.error("%s; what is not wanted goes back later", error)
             return
-        self.around.session.release(ids)
+        self.unwanted = []
 
     def close(self) -> None:
         """The stream is over: wait for what goes on beside it. Raises what that raised."""
         self._closed = True
         try:
             if self._beside.going:
-                self._fetch()
+                with suppress(Unavailable):  # what it was to bring stays in the session's hands, and goes back
+                    self._fetch()
         finally:
             self._beside.close()
 

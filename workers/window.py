@@ -10,7 +10,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -89,9 +89,12 @@ class Window:
 
     def _works(self, claimed: Sequence[ClaimedJob]) -> list[Work]:
         """What the generator sees of these jobs, which belong to this window from now on."""
+        self._by_id.update((job.id, job) for job in claimed)
         works, params = list[Work](), get_task(claimed[0].task).params if claimed else Params
-        for job in yet_to_make(self._around.db, self._session, claimed, self._record):
-            self._by_id[job.id] = job
+        ours = yet_to_make(self._around.db, self._session, claimed, self._record)
+        for id_ in {job.id for job in claimed} - {job.id for job in ours}:
+            del self._by_id[id_]
+        for job in ours:
             try:
                 parsed = params.model_validate_json(job.params_json)
             except ValidationError as error:
@@ -120,7 +123,9 @@ class Window:
     def _in_stream(self, works: deque[Work], lane: tuple[int, int]) -> tuple[deque[Work], list[Work]]:
         """Run one stream to its end; returns what has yet to go through a stream, and what has to go another way."""
         steps = Steps(self._around, {}, self._by_id, self._maker, streaming=True)
-        stream = Stream(self._around, steps, works, lane, self._room(), self._works, self._streams, self._hand_over)
+        stream = Stream(
+            self._around, steps, works, lane, self._room(), self._works, self._streams, self._hand_over, self._let_go
+        )
         broken: Exception | None = None
         try:
             first = stream.take(self._room())
@@ -132,11 +137,14 @@ class Window:
         except Exception as error:  # noqa: BLE001 - nobody knows whose it was: each goes the other way
             broken = error
         finally:
-            stream.close()
             self._around.pulse.rest()
+            stream.close()
         at_hand, aside = stream.at_hand()
+        self._let_go(stream.unwanted)
         if broken is None:
             self._around.ceilings.fitted(self._stream_kind(), stream.most)
+            self._too_late(steps)
+            self._let_go(steps.left)
             return at_hand, aside
         left = list(steps.left.values())
         self._fell_apart(broken, self._stream_kind(), left, stream.most)
@@ -154,12 +162,15 @@ class Window:
         """
         pool, ahead = Pool(works), self._around.ahead
         while pool and not self._ending():
+            if self._session.any_unwanted and (unwanted := pool.sort_out(self._session.wanted)):
+                self._let_go(unwanted)
+                continue
             part, full = pool.fullest(self._cut, self._fitting)
             if more and not full and len(pool) < AHEAD * self._most:
                 more = self._join(pool, lane)
                 continue
             pool.remove(part)
-            if more and len(pool) < self._most:
+            if more and not pool.fullest(self._cut, self._fitting)[1]:
                 ahead.begin(only=lane if pool else None)
             self._microbatch(part)
             if pool and ahead.going:
@@ -192,6 +203,10 @@ class Window:
         """How many of these to run together: what fits into memory, and what is worth it."""
         kind = self._kind(works)
         most = min(self._most, *(self._by_id[work.job_id].max_company or self._most for work in works))
+        try:
+            most = max(1, min(most, self._generator.most(works, most)))
+        except Exception:
+            log.exception("%s cannot tell how many jobs it puts together", self._record["generator"])
         return min(self._around.ceilings.limit(kind, most), self._around.costs.suggested(kind, self._most), most)
 
     def _kind(self, works: Sequence[Work]) -> Hashable:
@@ -210,6 +225,7 @@ class Window:
         held = self._session.held([work.job_id for work in works])
         ours = jobs.enter(around.db, self._session.id, held, len(works))
         left = {work.job_id: work for work in works if work.job_id in ours and self._session.wanted(work.job_id)}
+        self._let_go([work.job_id for work in works if work.job_id not in left])
         if not left:
             return
         meter, peak, entered_s = Meter(), PeakMemory(self._device.name), time.monotonic() - began
@@ -243,6 +259,17 @@ class Window:
         else:
             self._broken(broken, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
         self._too_late(steps, meter)
+        self._let_go([id_ for id_ in left if id_ in self._by_id])
+
+    def _let_go(self, ids: Iterable[str]) -> None:
+        """Jobs that will have no outcome here go back now: this window may go on for hours."""
+        held = self._session.held(id_ for id_ in list(ids) if id_ in self._by_id)
+        if held and not self._session.lost:
+            reason = "it left the model without an outcome: it was no longer wanted"
+            jobs.give_back(self._around.db, self._session.id, held, reason)
+        for id_, _ in held:
+            del self._by_id[id_]
+        self._session.release(id_ for id_, _ in held)
 
     def _learn(self, together: Sequence[Work], entered_s: float, spent: float, peak: PeakMemory) -> None:
         """What this microbatch took, the way into the model included, decides on the size of those that follow."""

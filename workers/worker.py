@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -121,6 +122,9 @@ class Worker:
                 except FinisherBroken:
                     log.exception("a defect of ours; what was in hand goes back, and this worker begins anew")
                     self._rest.begin()
+                except BaseException:
+                    self._untidy = True
+                    raise
                 self._untidy = True
             self._settle()
         return taken
@@ -217,7 +221,7 @@ class Worker:
                 patience_s=min(30.0, self._settings.lease_s / 2), stall_s=self._settings.stall_s,
                 buffer_mb=self._settings.buffer_mb,
             )  # fmt: skip
-            self._ahead = Ahead(self._claims, self._residency, self._session, lambda: self._ending)
+            self._ahead = Ahead(self._claims, self._residency, self._session, lambda: self._ending or self._resting)
         elif self._untidy:
             self._return_leftovers()
         self._untidy = False
@@ -226,6 +230,9 @@ class Worker:
     def _return_leftovers(self) -> None:
         """A transition that could not be told to the database may have left something in our hands."""
         if self._session is not None and self._finisher is not None and not self._session.lost:
+            if self._ahead is not None:
+                with suppress(Unavailable, SessionLost):
+                    self._ahead.unused()  # it is among what goes back
             held = self._session.all_held()
             settling = self._finisher.pending(id_ for id_, _ in held) if not self._finisher.broken else ()
             left = [(id_, epoch) for id_, epoch in held if id_ not in settling]
@@ -287,7 +294,8 @@ class Worker:
         assert self._ahead is not None  # noqa: S101 - made with the session
         taken = self._ahead.next()
         if taken is None:
-            session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
+            if not self._resting:
+                session.say("storage", None)  # it was proved, should it have failed; nothing else will tell
             return None
         if taken.jobs:
             self._unserved_since = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis as redis_client
 
-from benchmarks.arms import Deployment, PostgresServer, RedisServer, end, environment, until
+from benchmarks.arms import Deployment, PostgresServer, RedisServer, end, environment, point, until
 from benchmarks.baselines import b3_noop
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.work import no_ops
@@ -75,7 +75,8 @@ class Bare:
 
     def __init__(self, redis: RedisServer, process: subprocess.Popen[bytes], folder: Path) -> None:
         self._redis, self._process, self._folder = redis, process, folder
-        b3_noop.app.conf.broker_url = b3_noop.app.conf.result_backend = redis.url
+        b3_noop.app.conf.result_backend = redis.url
+        point(b3_noop.app, redis.url)
         self._client = redis_client.Redis.from_url(redis.url)
 
     def drained(self, count: int) -> Sample:

@@ -8,7 +8,7 @@ import time
 from sqlalchemy.orm import Session
 
 from aigc import Client
-from benchmarks.arms import RedisServer
+from benchmarks.arms import RedisServer, point
 from benchmarks.baselines import b1_celery
 from benchmarks.baselines.status_rows import Base, JobRow, engine
 from benchmarks.measure import Bench, Measured, Sample
@@ -28,7 +28,7 @@ def submit(bench: Bench) -> list[Measured]:
     url = f"sqlite:///{bench.folder / 'status.db'}"
     Base.metadata.create_all(engine(url))
     with RedisServer() as redis:
-        b1_celery.app.conf.broker_url = redis.url
+        point(b1_celery.app, redis.url)
         settings = load_settings(_env_file=None, data_dir=bench.folder / "data", redis_url=redis.url)
         client = Client(settings)
         client.submit([{"task": "echo", "params": {"message": "warm"}}])

@@ -242,7 +242,7 @@ def test_a_job_that_takes_too_long_fails_at_once_and_alone(client: Client, worke
 def test_when_a_more_urgent_lane_waits_the_stream_runs_dry_for_it(
     client: Client, worker: Worker, flow: type[Flow]
 ) -> None:
-    many = submitted(client, lines(1500, steps=4))
+    many = submitted(client, lines(4000, steps=4))
     with draining(worker):
         until(lambda: many.status().counts["succeeded"] > 10, what="it runs")
         urgent = submitted(client, lines(1, name="urgent"), priority=5)

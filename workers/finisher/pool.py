@@ -35,14 +35,14 @@ class Pool(Generic[T]):
         self._queue.put(item)
 
     def close(self, *, abandon: bool = False) -> None:
-        """Do what is in it, unless that is to be abandoned, and end the threads."""
+        """Do what is in it and end the threads; or abandon it, and whoever is at something that may never end."""
         while abandon and not self._queue.empty():
             with suppress(queue.Empty):
                 self._queue.get_nowait()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout=1.0 if abandon else None)
         self._threads = []
 
     def _run(self) -> None:

@@ -45,7 +45,7 @@ class Uploads:
         self._pool.put(upload)
 
     def close(self, *, abandon: bool) -> None:
-        """Store or give up what is there,, unless that is to be abandoned, and end."""
+        """Store or give up what is there, unless that is to be abandoned, and end."""
         self._pool.close(abandon=abandon)
 
     def _upload(self, upload: Upload) -> None:
@@ -62,9 +62,7 @@ class Uploads:
         while True:
             try:
                 self._depot.get().put(upload.key, upload.body, media_type=upload.media_type)
-            except Unavailable as error:
-                if error.part != "storage":
-                    raise
+            except Unavailable as error:  # or the database, which is asked before a storage is opened
                 self._on_trouble(error)
                 since = since or time.monotonic()
                 if self._over(since):

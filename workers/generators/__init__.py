@@ -188,6 +188,13 @@ class Generator(ABC):
         """Cut jobs of one lane into microbatches of at most `limit`; those that must not meet go apart."""
         return [list(jobs[i : i + limit]) for i in range(0, len(jobs), limit)]
 
+    def most(self, jobs: Sequence[Work], limit: int) -> int:
+        """How many jobs like these `cut` puts together: fewer than `limit` where one counts for several, say.
+
+        The engine waits for no more than that before it runs a microbatch.
+        """
+        return limit
+
     def shape(self, jobs: Sequence[Work]) -> Hashable:
         """What decides, beside their number, how much memory a microbatch takes: a picture's size, say.
 

@@ -129,6 +129,12 @@ class CausalLM(Generator):
             last, longest = beams, tokens
         return groups
 
+    def most(self, jobs: Sequence[Work], limit: int) -> int:
+        """As `cut` does it: by rows, and by tokens."""
+        width: int = max(max(job.params.num_beams, job.params.num_return_sequences) for job in jobs)
+        budget = _TOKENS["cuda" if self._model.device.type == "cuda" else "cpu"]
+        return max(1, min(limit, budget // max(_tokens(job) for job in jobs)) // width)
+
     def shape(self, jobs: Sequence[Work]) -> Hashable:
         """How long the longest may become, to the next power of two, and how many beams there are."""
         beams = max(job.params.num_beams for job in jobs)

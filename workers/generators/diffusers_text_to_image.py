@@ -123,6 +123,11 @@ class DiffusersTextToImage(Generator):
             shares[-1].append(job)
         return [share for shares in groups.values() for share in shares]
 
+    def most(self, jobs: Sequence[Work], limit: int) -> int:
+        """As `cut` does it: by pictures."""
+        pictures: int = max(job.params.num_images for job in jobs)
+        return max(1, limit // pictures)
+
     def generate(self, jobs: Sequence[Work], run: Run) -> Iterator[Outcome]:
         """Run the jobs; those that cannot be done fail before the model starts."""
         able: dict[object, list[Work]] = {}

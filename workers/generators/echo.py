@@ -36,6 +36,10 @@ class Echo(Generator):
             *(slow[start : start + few] for start in range(0, len(slow), few)),
         ]
 
+    def most(self, jobs: Sequence[Work], limit: int) -> int:
+        """As `cut` does it."""
+        return min(limit, MOST_SLEEPERS) if jobs[0].params.step_s else limit
+
     def shape(self, jobs: Sequence[Work]) -> Hashable:
         """Sleepers take their time, the others none."""
         return bool(jobs[0].params.step_s)
