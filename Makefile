@@ -22,7 +22,7 @@ demo: $(READY)
 # Most tests wait for something: four at a time. The chaos runs, side by side, have the machine for themselves.
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/chaos
-	$(BIN)/python -m pytest --numprocesses 3 --maxschedchunk 1 tests/chaos
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup tests/chaos
 
 # Faults of every kind against real processes: make chaos SEED=7 MINUTES=5 DATABASE=sqlite
 SEED     ?= 1

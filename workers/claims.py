@@ -68,8 +68,9 @@ class Claims:
     ) -> Taken | None:
         """Claim a window of the lane whose turn it is; None if nothing waits for this worker.
 
-        `limit`: most jobs. `only`, as (lane, priority): claim only if it is this one's turn. `full`: claim only if
-        there is a whole microbatch for each worker that shares the queue. Raises `SessionLost`, `Unavailable`.
+        `limit`: most jobs. `only`, as (lane, priority): claim only if it is this one's turn. `full`, for who has work
+        yet: claim only if there is a whole microbatch, and two for each other worker that shares the queue, so that
+        they come to an end together. Raises `SessionLost`, `Unavailable`.
         """
         seen, memory = self._look(residency), residency.memory(self._current)
         lane = choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s)
@@ -78,7 +79,7 @@ class Claims:
         workers = seen.sharing(lane)
         most = window(seen.ready(lane.queue, lane.priority), workers, WINDOW_JOBS)
         most = most if limit is None else min(most, limit)
-        if most < 1 or (full and lane.ready < self._settings.microbatch * workers):
+        if most < 1 or (full and lane.ready < self._settings.microbatch * (2 * workers - 1)):
             return None
         residency.expect({(one.task, one.model) for one in seen.waiting if one.model})
         return self._claim(session, lane, most, seen, memory.change_s(lane))

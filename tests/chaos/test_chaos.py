@@ -18,7 +18,13 @@ ROOT = HERE.parent.parent
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+@pytest.mark.parametrize(
+    "database",
+    [
+        pytest.param("sqlite", marks=pytest.mark.xdist_group("sqlite")),
+        pytest.param("postgres", marks=pytest.mark.xdist_group("postgres")),
+    ],
+)
 def test_whatever_is_done_to_the_parts_nothing_is_lost_doubled_or_stuck(database: str, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [

@@ -320,6 +320,15 @@ def test_a_refill_is_refused_when_it_is_another_lanes_turn(db: Database) -> None
     assert of(hands.take()) == {"bob": 1}
 
 
+def test_who_has_work_yet_leaves_the_last_jobs_to_those_who_have_none(db: Database) -> None:
+    hands, other = Hands(db, microbatch=4), Hands(db, microbatch=4)
+    submit(db, "ada", 12)
+    assert other.claims.next(other.session, other.residency, full=True) is not None
+    assert hands.claims.next(hands.session, hands.residency, full=True) is None, "what is left is one for each"
+    jobs.close_session(db, other.session)
+    assert hands.claims.next(hands.session, hands.residency, full=True) is not None, "there is nobody else"
+
+
 def test_a_claim_costs_the_same_however_many_tenants_have_ever_been_served(db: Database) -> None:
     """Given accounts of many who are idle; then a look reads those of whoever waits."""
     rows = [
