@@ -20,7 +20,7 @@ from crew import KEEPERS, WORKERS, Crew, DatabaseKind
 from fault_proxies import CutAt, HttpFault, Request, Stall
 from sqlalchemy import func, select
 
-from shared.tables import artifacts, attempts, jobs, worker_sessions
+from shared.tables import artifacts, jobs, worker_sessions
 
 log = logging.getLogger("chaos.faults")
 
@@ -264,22 +264,10 @@ class Hand:
     def _thaw_sender(self, stall: Stall, process: psutil.Process, session: str, until: float) -> None:
         w = worker_sessions.c
         ended = self._crew.glance(select(w.id).where(w.id == session, w.ended_at.is_not(None)))
-        if (ended and self._has_heirs(session)) or time.monotonic() > until:
+        if ended or time.monotonic() > until:
             self._zombies.remove((stall, process, session, until))
             self._crew.thaw([process])
             stall.release()
-
-    def _has_heirs(self, session: str) -> bool:
-        """Whether the first of the jobs that this session lost, whose upload was stalled, runs elsewhere just now."""
-        j, a = jobs.c, attempts.c
-        lost = (
-            select(j.state)
-            .join(attempts, a.job_id == j.id)
-            .where(a.worker_session == session, a.outcome == "lost")
-            .order_by(a.claimed_at, j.batch_id, j.line)
-            .limit(1)
-        )
-        return [row.state for row in self._crew.glance(lost)] == ["running"]
 
     # --- Redis ---
 
