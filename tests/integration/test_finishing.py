@@ -113,12 +113,12 @@ def test_an_upload_that_takes_long_holds_up_nobody_else(rig: Rig) -> None:
     until(lambda: rig.states(batch) == ["running"] + ["succeeded"] * 5, what="the results of the others")
 
     assert rig.finisher.pending(job.id for job in [slow, *others]) == {slow.id}
-    assert rig.finisher.holds(slow.id)
+    assert rig.finisher.pending([slow.id]) == {slow.id}
     assert rig.session.held([slow.id]), "it is in our hands until it is settled"
     go_on.set()
     rig.finisher.flush()
     assert rig.states(batch) == ["succeeded"] * 6
-    assert not rig.finisher.holds(slow.id)
+    assert not rig.finisher.pending([slow.id])
     assert rig.session.all_held() == []
 
 

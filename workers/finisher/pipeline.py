@@ -115,11 +115,6 @@ class Finisher:
                 self._admit(made)
             self._changed.notify_all()
 
-    def holds(self, job_id: str) -> bool:
-        """Whether the outcome of a job was handed over and is not settled yet."""
-        with self._changed:
-            return job_id in self._pending
-
     def pending(self, ids: Iterable[str]) -> set[str]:
         """Those of these jobs whose outcome was handed over and is not settled yet."""
         with self._changed:
