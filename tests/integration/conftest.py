@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import PostgresServer
@@ -12,6 +15,7 @@ from sqlalchemy import create_engine, text
 
 from migrations.run import upgrade
 from shared.database import Database
+from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.tables import metadata
 
@@ -76,3 +80,25 @@ def db(settings: Settings) -> Iterator[Database]:
     database = Database(settings)
     yield database
     database.dispose()
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is set, no database answers."""
+    gone, write, read = threading.Event(), Database.write, Database.read
+
+    def flaky_write(self: Database, work: Any, **more: Any) -> Any:
+        if gone.is_set():
+            raise Unavailable("database", "here", "gone")
+        return write(self, work, **more)
+
+    @contextmanager
+    def flaky_read(self: Database) -> Iterator[Any]:
+        if gone.is_set():
+            raise Unavailable("database", "here", "gone")
+        with read(self) as connection:
+            yield connection
+
+    monkeypatch.setattr(Database, "write", flaky_write)
+    monkeypatch.setattr(Database, "read", flaky_read)
+    return gone

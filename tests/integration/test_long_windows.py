@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pytest
@@ -116,28 +115,6 @@ def patient(settings: Settings) -> Iterator[Worker]:
     made = Worker(settings.model_copy(update={"idle_look_s": 30.0}), device="cpu", queues=["cpu"])
     yield made
     made.close()
-
-
-@pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """While it is set, no database answers."""
-    gone, write, read = threading.Event(), Database.write, Database.read
-
-    def flaky_write(self: Database, work: Any, **more: Any) -> Any:
-        if gone.is_set():
-            raise Unavailable("database", "here", "gone")
-        return write(self, work, **more)
-
-    @contextmanager
-    def flaky_read(self: Database) -> Iterator[Any]:
-        if gone.is_set():
-            raise Unavailable("database", "here", "gone")
-        with read(self) as connection:
-            yield connection
-
-    monkeypatch.setattr(Database, "write", flaky_write)
-    monkeypatch.setattr(Database, "read", flaky_read)
-    return gone
 
 
 def of_kinds(client: Client, n: int, kinds: int = 1) -> Batch:

@@ -14,7 +14,6 @@ from sqlalchemy import select, update
 
 from aigc import Batch, Client
 from shared.database import Database
-from shared.errors import Unavailable
 from shared.ids import new_session_id
 from shared.jobs import bury, claim, enter, open_session
 from shared.settings import Settings
@@ -295,28 +294,11 @@ def test_who_is_in_the_stream_when_its_worker_dies_gets_less_company_and_who_is_
 
 
 def test_a_database_that_is_away_for_a_moment_does_not_end_the_stream(
-    client: Client, worker: Worker, flow: type[Flow], monkeypatch: pytest.MonkeyPatch
+    client: Client, worker: Worker, flow: type[Flow], away: threading.Event
 ) -> None:
-    away = threading.Event()
-    write, read = Database.write, Database.read
-
-    def flaky_write(self: Database, work: Any, **more: Any) -> Any:
-        if away.is_set():
-            raise Unavailable("database", "here", "gone")
-        return write(self, work, **more)
-
-    @contextmanager
-    def flaky_read(self: Database) -> Iterator[Any]:
-        if away.is_set():
-            raise Unavailable("database", "here", "gone")
-        with read(self) as connection:
-            yield connection
-
     batch = submitted(client, [long_one(), *lines(60, steps=3)])
     with draining(worker):
         until(lambda: batch.status().counts["succeeded"] >= 5, what="it runs")
-        monkeypatch.setattr(Database, "write", flaky_write)
-        monkeypatch.setattr(Database, "read", flaky_read)
         away.set()
         before = len(flow.company)
         until(lambda: len(flow.company) > before + 50, what="the model goes on")
