@@ -12,9 +12,9 @@ from producer.spool import Spool
 from shared import jobs
 from shared.database import CommitUnknown, Database
 from shared.errors import AigcError, RequestError, Unavailable
-from shared.ids import is_job_id
+from shared.ids import is_job_id, job_id
 from shared.jobs import NewBatch, NewJob
-from shared.queue import queue_of
+from shared.queue import IDS_PER_MESSAGE, queue_of
 from shared.settings import Settings
 
 log = logging.getLogger("aigc.submit")
@@ -61,7 +61,7 @@ def submit(
         return Submitted(first, spool.total, replayed=True)
     if spool.with_cache:
         _match(db, batch, set(lane_ids))
-    return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool))
+    return Submitted(batch.id, spool.total, replayed=False, warnings=_ring(settings, db, spool, batch.id))
 
 
 def _require_sound(name: str | None, idempotency_key: str | None, expires_s: float | None) -> None:
@@ -153,9 +153,12 @@ def _clear_away(db: Database, batch_id: str) -> None:
         log.warning("an unfinished submission was left behind, the keeper clears it away: %s", error)
 
 
-def _ring(settings: Settings, db: Database, spool: Spool) -> tuple[str, ...]:
+def _ring(settings: Settings, db: Database, spool: Spool, batch_id: str) -> tuple[str, ...]:
+    queues, bell = sorted({lane.queue for lane in spool.lanes}), queue_of(settings)
+    ids = [job_id(batch_id, line) for line in range(1, min(spool.total, IDS_PER_MESSAGE) + 1)]
     try:
-        queue_of(settings).ring(db, sorted({lane.queue for lane in spool.lanes}))
+        if len(queues) > 1 or len(ids) < spool.total or not bell.knock(queues[0], batch_id, ids):
+            bell.ring(db, queues)
     except AigcError as error:
         return (f"the jobs are stored; they start when Redis answers: {error}",)
     except Exception as error:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from producer.gateway import Gateway
 
-#: where nobody looks: seconds between two polls at first, and at most
-FIRST_POLL_S, SLOWEST_POLL_S = 0.005, 2.0
+#: where nobody looks: seconds between two polls, at least and at most; else this share of what has been waited for
+QUICKEST_POLL_S, SLOWEST_POLL_S, POLL_SHARE = 0.002, 2.0, 0.1
 #: so long the database may be silent
 PATIENCE_S = 60.0
 #: after so long without anything running, and then again, it is asked why
@@ -61,13 +61,13 @@ def watch(
     """
     batch = gateway.batch(batch_id)
     face = _face(quiet=quiet)
-    pause = min(FIRST_POLL_S, poll_s)
+    began = time.monotonic()
     why = _Why(hint)
     with face.shown(batch):
         try:
             while batch.status != "done" and not (stop is not None and stop()):
-                time.sleep(pause)
-                pause = min(pause * 1.3, poll_s if face.live else max(poll_s, SLOWEST_POLL_S))
+                slowest = poll_s if face.live else max(poll_s, SLOWEST_POLL_S)
+                time.sleep(min(max(QUICKEST_POLL_S, POLL_SHARE * (time.monotonic() - began)), slowest))
                 batch = _patiently(lambda: gateway.batch(batch.id), face)  # noqa: B023 - called at once
                 face.update(batch, why.of(batch))
         except KeyboardInterrupt:

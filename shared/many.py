@@ -65,11 +65,18 @@ def _elements_sqlite(element: _Elements, compiler: Any, **more: Any) -> str:
 
 def pairs(these: Iterable[tuple[str, int]]) -> Select[tuple[str, int]]:
     """Pairs of key and number, for `tuple_(…).in_(pairs(…))` and for joins (`key`, `number`); any number of them."""
-    entries = ",".join(f"{json.dumps(key)}:{number:d}" for key, number in these)
-    rows = _Entries(bindparam(None, f"{{{entries}}}", Text, unique=True)).table_valued(
+    rows = _Entries(bindparam(None, _as_object(list(these)), Text, unique=True)).table_valued(
         column("key", String), column("value", Text)
     )
     return select(rows.c.key.label("key"), cast(rows.c.value, BigInteger).label("number"))
+
+
+def _as_object(these: Sequence[tuple[str, int]]) -> str:
+    """As a JSON object, in which a key may stand more than once."""
+    by_key = dict(these)
+    if len(by_key) == len(these):
+        return json.dumps(by_key)
+    return f"{{{','.join(f'{json.dumps(key)}:{number:d}' for key, number in these)}}}"
 
 
 def listed(these: Iterable[str]) -> Select[tuple[str]]:

@@ -67,7 +67,8 @@ class Ahead:
         """Claim what `Claims.next` says, at once, and hold it. Raises `SessionLost`, `Unavailable`."""
         if self._session.stopping or self._ending():
             return None
-        taken = self._claims.next(self._session.id, self._residency, only=only, full=full)
+        idle = not self._session.holds_any
+        taken = self._claims.next(self._session.id, self._residency, only=only, full=full, idle=idle)
         if taken is not None:
             self._session.hold(taken.jobs)
         return taken

@@ -22,6 +22,7 @@ from shared.database import Database
 from shared.errors import RequestError
 from shared.queue import TASK_NAME, make_celery
 from shared.settings import load_settings
+from workers.cycles import look_for_cycles_less
 from workers.parent import call_when_orphaned, stop_when_orphaned
 from workers.pulse import Pulse
 from workers.threads import set_thread_policy
@@ -139,6 +140,7 @@ def _start(**_: Any) -> None:
     global _worker  # noqa: PLW0603 - one worker per process is the design
     own = load_settings()
     _set_up_logging()
+    look_for_cycles_less()
     parent = os.getppid()
     _worker = Worker(
         own,

@@ -65,12 +65,14 @@ class Claims:
         limit: int | None = None,
         only: tuple[int, int] | None = None,
         full: bool = False,
+        idle: bool = False,
     ) -> Taken | None:
         """Claim a window of the lane whose turn it is; None if nothing waits for this worker.
 
         `limit`: most jobs. `only`, as (lane, priority): claim only if it is this one's turn. `full`, for who has work
         yet: claim only if there is a whole microbatch, and two for each other worker that shares the queue, so that
-        they come to an end together. Raises `SessionLost`, `Unavailable`.
+        they come to an end together. `idle`, for who holds nothing: a job that comes alone, and whose model is in
+        memory, enters it with its claim. Raises `SessionLost`, `Unavailable`.
         """
         seen, memory = self._look(residency), residency.memory(self._current)
         lane = choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s)
@@ -82,14 +84,15 @@ class Claims:
         if most < 1 or (full and lane.ready < self._settings.microbatch * (2 * workers - 1)):
             return None
         residency.expect({(one.task, one.model) for one in seen.waiting if one.model})
-        return self._claim(session, lane, most, seen, memory.change_s(lane))
+        begin = idle and memory.has(lane)
+        return self._claim(session, lane, most, seen, memory.change_s(lane), begin)
 
-    def _claim(self, session: str, lane: Waiting, most: int, seen: Look, load_s: float) -> Taken:
+    def _claim(self, session: str, lane: Waiting, most: int, seen: Look, load_s: float, begin: bool) -> Taken:
         pace = max(1e-6, self._seconds(lane.task, lane.model, 1.0))
         claimed = jobs.claim(
             self._db, session=session, lane_id=lane.lane_id, priority=lane.priority, limit=most, window_s=WINDOW_S,
             least=self._settings.microbatch, pace=pace, load_s=load_s, tenants=lane.tenants,
-            seen=seen.standings[lane.queue, lane.priority],
+            seen=seen.standings[lane.queue, lane.priority], begin=begin,
         )  # fmt: skip
         if claimed:
             self._current = lane.lane_id

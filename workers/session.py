@@ -102,10 +102,12 @@ class Session:
     def hold(self, claimed: Iterable[jobs.ClaimedJob]) -> None:
         """These jobs are in our hands now."""
         with self._guard:
+            was_idle = not self._held
             for job in claimed:
                 self._held[job.id] = job.epoch
                 self._unwanted.discard(job.id)  # lost once, and ours again
-        self._wake.set()
+        if was_idle:
+            self._wake.set()
 
     def release(self, ids: Iterable[str]) -> None:
         """These are no longer: finished, given back, or lost."""
@@ -128,6 +130,11 @@ class Session:
         """(id, epoch) of everything in our hands."""
         with self._guard:
             return list(self._held.items())
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether anything is in our hands."""
+        return bool(self._held)
 
     def progressed(self, progress: Mapping[str, Progress]) -> None:
         """Note how far jobs are; it is written with the next renewal."""

@@ -6,6 +6,7 @@ job breaks it, and each job has its own clock.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 import traceback
@@ -64,6 +65,8 @@ class Window:
         self._may_stream = type(self._generator).streams is not Generator.streams
         #: jobs that have no outcome
         self._by_id: dict[str, ClaimedJob] = {}
+        #: a job that entered the model with its claim, and has not been run since
+        self._entered = ""
 
     def unfinished(self) -> list[str]:
         """Jobs of this window, and of those that joined it, that have no outcome."""
@@ -75,6 +78,7 @@ class Window:
         Jobs of the same lane that are claimed meanwhile join.
         """
         lane = (taken.lane_id, taken.priority)
+        self._entered = next((job.id for job in taken.jobs if job.entered), "")
         works = self._works(taken.jobs)
         together = deque(work for work in works if self._streams(work))
         if len(together) < len(works):
@@ -222,8 +226,7 @@ class Window:
         around, began = self._around, time.monotonic()
         if self._generator.resumes:
             works = with_checkpoints(works, around, self._maker)
-        held = self._session.held([work.job_id for work in works])
-        ours = jobs.enter(around.db, self._session.id, held, len(works))
+        ours = self._enter(works)
         left = {work.job_id: work for work in works if work.job_id in ours and self._session.wanted(work.job_id)}
         self._let_go([work.job_id for work in works if work.job_id not in left])
         if not left:
@@ -260,6 +263,14 @@ class Window:
             self._broken(broken, [work for id_, work in left.items() if id_ not in steps.late], together, meter)
         self._too_late(steps, meter)
         self._let_go([id_ for id_ in left if id_ in self._by_id])
+
+    def _enter(self, works: Sequence[Work]) -> set[str]:
+        """Which of these jobs are in the model now, together; the others are not ours any more."""
+        entered, self._entered = self._entered, ""
+        if len(works) == 1 and works[0].job_id == entered:
+            return {entered}
+        held = self._session.held([work.job_id for work in works])
+        return jobs.enter(self._around.db, self._session.id, held, len(works))
 
     def _let_go(self, ids: Iterable[str]) -> None:
         """Jobs that will have no outcome here go back now: this window may go on for hours."""
@@ -303,6 +314,7 @@ class Window:
             self._around.ceilings.ran_out(kind, met)
         # The frames of the failure hold what it had in memory, and the halves need the room.
         traceback.clear_frames(error.__traceback__)
+        gc.collect()
         free_cached(self._device.name)
 
     def _in_halves(self, rest: Sequence[Work]) -> None:

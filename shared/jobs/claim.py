@@ -41,6 +41,8 @@ class ClaimedJob:
     cost: float
     #: what it asks for, as a digest; only where its owner wants identical work done once
     fingerprint: str | None = None
+    #: whether it has entered the model with its claim
+    entered: bool = False
 
 
 def claim(
@@ -56,6 +58,7 @@ def claim(
     load_s: float = 0.0,
     tenants: Mapping[str, float] | None = None,
     seen: Standing | None = None,
+    begin: bool = False,
 ) -> list[ClaimedJob]:
     """Take up to `limit` ready jobs of one lane and priority, worth at most `window_s` seconds of a device that takes
     `pace` seconds for an estimated one; but `least` of them whatever they are worth, as far as `LONGEST_S` lets them,
@@ -64,7 +67,8 @@ def claim(
     Each is one of the least served of `tenants`, counting what was taken so far; of a tenant the oldest batch first.
     Without `tenants`, whose jobs they are makes no difference. Each tenant is charged for what is taken of it; `seen`
     is how all of them stood. At least one job is taken if there is one; none of a paused queue, and none by a worker
-    that was asked to end. Raises `SessionLost` if the session was presumed dead.
+    that was asked to end. With `begin`, for a session that holds nothing and has the model in memory, a job that comes
+    alone enters the model at once. Raises `SessionLost` if the session was presumed dead.
     """
     bounds = Bounds(limit, load_s / pace, least, window_s / pace, LONGEST_S / pace)
 
@@ -76,7 +80,8 @@ def claim(
         if lane is None or ours.drain_requested_at is not None:
             return []
         picked = _pick(connection, lane_id, priority, bounds, tenants)
-        rows = _take(connection, session, picked) if picked else []
+        alone = begin and len(picked) == 1
+        rows = _take(connection, session, picked, alone) if picked else []
         if not rows:
             return []
         moved(connection, rows, "queued", "running", "claimed", ready=-1, session=session)
@@ -87,7 +92,7 @@ def claim(
                 id=row.id, batch_id=row.batch_id, tenant_id=row.tenant_id, custom_id=row.custom_id, task=lane.task,
                 model=lane.model, params_json=row.params_json, seed=row.seed, epoch=row.epoch,
                 attempt=row.attempts + 1, max_company=row.max_company, timeout_s=row.timeout_s, cost=row.cost,
-                fingerprint=row.fingerprint,
+                fingerprint=row.fingerprint, entered=alone,
             )
             for row in sorted(rows, key=lambda row: order[row.id])
         ]  # fmt: skip
@@ -95,14 +100,15 @@ def claim(
     return db.write(work)
 
 
-def _take(connection: Connection, session: str, picked: Sequence[str]) -> Sequence[Row[Any]]:
+def _take(connection: Connection, session: str, picked: Sequence[str], alone: bool) -> Sequence[Row[Any]]:
     c = jobs.c
+    entered: dict[str, Any] = {"entered_at": now() if alone else None, "company": 1 if alone else None}
     return connection.execute(
         update(jobs)
         .where(c.id.in_(listed(picked)), c.state == "queued")
         .values(
             state="running", epoch=c.epoch + 1, worker_session=session, claimed_at=now(),
-            entered_at=None, company=None, progress=None, available_at=None, deadline_at=None,
+            progress=None, available_at=None, deadline_at=None, **entered,
         )
         .returning(
             *MOVED, c.custom_id, c.params_json, c.seed, c.epoch, c.attempts, c.max_company, c.timeout_s, c.cost,
@@ -193,7 +199,7 @@ def enter(
             .where(held_by(session, held))
             .values(entered_at=now(), company=company, deadline_at=None)
             .returning(c.id)
-        )
+        ).all()
         return {row.id for row in rows}
 
     return db.write(work, replayable=True)

@@ -98,7 +98,7 @@ def renew(
             select(c.id, c.epoch, c.cancel_requested).where(
                 c.worker_session == session, c.state == literal("running", literal_execute=True)
             )
-        )
+        ).all()
         held = {row.id: Held(row.epoch, row.cancel_requested) for row in rows}
         return Renewed(held, drain=renewed.drain_requested_at is not None)
 

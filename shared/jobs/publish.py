@@ -97,7 +97,7 @@ def refer(
     rows = {
         (id_, item.role, item.position): (
             tenant_id, id_, item.role, item.position, item.object_key, item.start, item.bytes, item.media_type,
-            item.sha256, as_json(dict(item.facts)),
+            item.sha256, as_json(dict(item.facts)) if item.facts else "{}",
         )
         for id_, tenant_id, items in files
         for item in items
@@ -153,7 +153,7 @@ def checkpoints(db: Database, job_ids: Sequence[str]) -> dict[str, StoredCheckpo
         rows = connection.execute(
             select(a.job_id, a.object_key, a.start, a.bytes, a.sha256, a.facts)
             .join(objects, objects.c.key == a.object_key)
-            .where(a.job_id.in_(list(job_ids)), a.role == "checkpoint")
+            .where(a.job_id.in_(listed(job_ids)), a.role == "checkpoint")
             .order_by(*BY_AGE)
         ).all()
     return {row.job_id: StoredCheckpoint(row.object_key, row.start, row.bytes, row.sha256, row.facts) for row in rows}

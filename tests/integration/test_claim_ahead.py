@@ -11,6 +11,7 @@ from cluster import until
 from sqlalchemy import select
 
 from aigc import Batch, Client
+from shared import jobs as transitions
 from shared.database import Database
 from shared.settings import Settings
 from shared.tables import jobs as rows
@@ -101,6 +102,25 @@ def test_while_the_device_works_the_next_window_is_claimed(
     draining.join(30)
     assert batch.status().counts["succeeded"] == 40
     assert [len(met) for met in gated.met] == [8] * 5
+
+
+def test_a_lone_job_of_an_idle_worker_enters_the_model_with_its_claim(
+    client: Client, worker: Worker, gated: type[Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[int] = []
+    enter = transitions.enter
+
+    def counted(db: Database, session: str, held: Sequence[tuple[str, int]], company: int, **more: Any) -> set[str]:
+        entries.append(company)
+        return enter(db, session, held, company, **more)
+
+    monkeypatch.setattr(transitions, "enter", counted)
+    gated.gate.set()
+    for n, transactions in ((1, []), (1, []), (2, [2])):
+        batch = submitted(client, n)
+        worker.drain()
+        assert batch.status().counts["succeeded"] == n
+        assert entries == transactions
 
 
 def test_few_jobs_are_not_claimed_ahead_so_that_more_can_come_together(

@@ -179,9 +179,9 @@ def test_a_redis_that_dies_between_the_look_and_the_message_is_a_warning(
             return hints(*args)
 
         monkeypatch.setattr(queue, "_hints", and_then_it_dies)
-        batch = Client(settings).submit(echo(1))
+        batch = Client(settings).submit(echo(IDS_PER_MESSAGE + 1))
         assert "when Redis answers" in batch.warnings[0]
-        assert batch.status().counts["queued"] == 1
+        assert batch.status().counts["queued"] == IDS_PER_MESSAGE + 1
 
 
 # --- SQL decides ---

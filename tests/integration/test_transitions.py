@@ -600,6 +600,22 @@ def test_jobs_of_a_dead_worker_are_taken_back_at_once_and_fenced(db: Database) -
     audit(db)
 
 
+def test_a_job_that_is_claimed_alone_may_enter_the_model_at_once_and_several_never(db: Database) -> None:
+    (lone,), who, lane = submit(db, 1, max_attempts=1), session(db), jobs.lane_ids(db, [ECHO])[ECHO]
+    [taken] = jobs.claim(db, session=who, lane_id=lane, priority=0, limit=9, window_s=60, begin=True)
+    assert taken.entered
+    assert job(db, lone).company == 1
+    assert job(db, lone).entered_at >= job(db, lone).claimed_at
+    lapse(db, who)
+    jobs.reap(db)
+    assert states(db, [lone]) == ["failed"], "it was alone in the model when its worker died"
+    submit(db, 2)
+    pair = jobs.claim(db, session=session(db), lane_id=lane, priority=0, limit=9, window_s=60, begin=True)
+    assert [taken.entered for taken in pair] == [False, False]
+    assert [(job(db, taken.id).company, job(db, taken.id).entered_at) for taken in pair] == [(None, None)] * 2
+    audit(db)
+
+
 def test_a_crash_is_charged_to_a_job_that_was_alone_and_shrinks_the_company_of_others(db: Database) -> None:
     ids = submit(db, 1, max_attempts=1) + submit(db, 3)
     loner, crowd = session(db), session(db)

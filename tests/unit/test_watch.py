@@ -74,7 +74,7 @@ def follow(*answers: BatchRecord | BaseException, **options: Any) -> tuple[Batch
 
 
 def test_two_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
-    record, gateway = follow(QUEUED, *[HALF] * 30, DONE)
+    record, gateway = follow(QUEUED, *[HALF] * 100, DONE)
 
     assert record == DONE
     said = capsys.readouterr()
@@ -84,10 +84,16 @@ def test_two_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]
         "spring (b1): done, 4 jobs, 4 succeeded",
     ]
     # the name is looked up once: another batch may get the same one
-    assert gateway.asked == ["spring"] + ["b1"] * 31
-    assert clock.slept[0] == pytest.approx(0.005)
+    assert gateway.asked == ["spring"] + ["b1"] * 101
+
+
+def test_news_are_a_tenth_of_the_wait_old_at_most(clock: Clock) -> None:
+    follow(QUEUED, *[HALF] * 100, DONE)
+
+    assert clock.slept[0] == pytest.approx(0.002)
     assert clock.slept[-1] == pytest.approx(2.0)
-    assert clock.slept == sorted(clock.slept)
+    before = [sum(clock.slept[:n]) for n in range(len(clock.slept))]
+    assert all(slept <= max(0.002, waited / 10) + 1e-9 for slept, waited in zip(clock.slept, before, strict=True))
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +110,7 @@ def test_a_batch_that_is_done_is_one_line_and_one_poll(capsys: pytest.CaptureFix
 
 
 def test_the_bar_moves_and_goes(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
-    follow(QUEUED, *[HALF] * 20, DONE, quiet=False)
+    follow(QUEUED, *[HALF] * 100, DONE, quiet=False)
 
     said = capsys.readouterr().err
     assert "━" in said
@@ -159,11 +165,11 @@ def test_the_reason_is_asked_only_when_nothing_runs_for_a_while(capsys: pytest.C
         asked.append(1)
         return "no worker serves the queue gpu\x1b[2J"
 
-    follow(HALF, *[HALF] * 50, DONE, hint=hint)
+    follow(HALF, *[HALF] * 100, DONE, hint=hint)
     assert asked == []
     capsys.readouterr()
 
-    follow(QUEUED, *[QUEUED] * 36, DONE, hint=hint)
+    follow(QUEUED, *[QUEUED] * 85, DONE, hint=hint)
     said = [line for line in capsys.readouterr().err.splitlines() if "no worker" in line]
     assert said == ["spring: no worker serves the queue gpu\ufffd[2J"]
     assert 2 <= len(asked) <= 5
@@ -173,7 +179,7 @@ def test_a_reason_that_cannot_be_had_harms_nothing() -> None:
     def hint() -> str:
         raise SILENT
 
-    assert follow(QUEUED, *[QUEUED] * 36, DONE, hint=hint)[0] == DONE
+    assert follow(QUEUED, *[QUEUED] * 85, DONE, hint=hint)[0] == DONE
 
 
 def rendered(renderable: Any, width: int = 100) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, StoredArtifact
-from workers.generators import Done, Failed, Outcome, Output
+from workers.generators import Failed, Outcome, Output
 
 #: what an output that is not encoded yet is taken for, where its generator does not say
 UNKNOWN_BYTES = 1 << 20
@@ -52,6 +52,8 @@ class Parcel:
     item: Finished | Published
     #: bytes that it takes in memory, as far as that is known
     size: int
+    #: what is to be encoded and stored
+    outputs: Sequence[Output] = ()
     #: its outputs, once they are encoded and until they have their places
     files: Sequence[File] | None = None
     #: where its files lie
@@ -68,21 +70,15 @@ class Parcel:
         """Whose it is."""
         return self.item.job
 
-    @property
-    def outputs(self) -> Sequence[Output]:
-        """What is to be encoded and stored."""
-        if isinstance(self.item, Published):
-            return (self.item.output,)
-        return self.item.outcome.outputs if isinstance(self.item.outcome, Done) else ()
-
 
 def parcel(item: Finished | Published) -> Parcel:
     """Of an outcome or a publication, as it is handed over."""
-    made = Parcel(item, 0)
-    if isinstance(item, Finished) and isinstance(item.outcome, Failed):
-        made.error = item.outcome.error
-    made.size = sum(_size(output) for output in made.outputs)
-    return made
+    if isinstance(item, Published):
+        return Parcel(item, _size(item.output), (item.output,))
+    if isinstance(item.outcome, Failed):
+        return Parcel(item, 0, error=item.outcome.error)
+    outputs = item.outcome.outputs
+    return Parcel(item, sum(map(_size, outputs)), outputs)
 
 
 def _size(output: Output) -> int:
