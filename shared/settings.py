@@ -142,6 +142,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _waiting_for_a_turn_is_not_being_stuck(self) -> Self:
+        """Else a worker that leaves jobs to wait, as it was told to, would be taken for one that is stuck."""
+        if self.age_bound_s >= self.stuck_s:
+            raise ValueError(
+                f"AIGC_AGE_BOUND_S is {self.age_bound_s:g}, and has to be less than AIGC_STUCK_S ({self.stuck_s:g}): "
+                "lower the one, or raise the other"
+            )
+        return self
+
     def make_data_dir(self) -> None:
         """Make the data folder where it is missing: prompts and outputs are for its owner alone. Raises `OSError`."""
         make_private(self.data_dir)

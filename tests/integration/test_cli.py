@@ -425,6 +425,7 @@ def test_a_database_that_does_not_answer_is_said_with_address_and_advice_and_sta
     [
         ({"AIGC_LEASE_S": "soon"}, 2, "AIGC_LEASE_S: Input should be a valid number"),
         ({"AIGC_MICROBATCH": "0"}, 2, "AIGC_MICROBATCH: "),
+        ({"AIGC_AGE_BOUND_S": "300"}, 2, "AIGC_AGE_BOUND_S is 300, and has to be less than AIGC_STUCK_S (300)"),
         ({"AIGC_DTYPE": "int4"}, 2, "AIGC_DTYPE: Input should be 'bfloat16', 'float16' or 'float32', got 'int4'"),
         ({"AIGC_TENANT": "../x"}, 2, "AIGC_TENANT: "),
         (
