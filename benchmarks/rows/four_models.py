@@ -24,7 +24,7 @@ AGE_BOUND_S = float(Settings.model_fields["age_bound_s"].default)
 
 def four_models(bench: Bench) -> list[Measured]:
     """Jobs arrive one by one, each for the next of four models of 124M; both sides get the same arrivals."""
-    count, over_s = (24, 8.0) if bench.plan.quick else (240, 75.0)
+    count, over_s = (24, 8.0) if bench.plan.quick else (160, 40.0)
     kind = "gpt2-7m" if bench.plan.trial else "gpt2-124m"
     jobs = _arrivals([model(f"{kind}.{copy + 1}") for copy in range(MODELS)], count, over_s)
     rounds = 1 if bench.plan.quick else 3

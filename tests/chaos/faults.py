@@ -26,7 +26,7 @@ log = logging.getLogger("chaos.faults")
 
 #: longer than the lease of a run, and than the keeper takes to act on it
 LONGER_THAN_LEASE_S = 4.5
-#: a zombie stays frozen until its session was ended, or so long at most: its parent would end it as stalled
+#: a zombie stays frozen until its work is with others, or so long at most: its parent would end it as stalled
 ZOMBIE_S = 8.0
 #: a fault that finds nobody to hit is tried again for so long
 PATIENCE_S = 30.0
@@ -48,9 +48,8 @@ ONLY: Mapping[DatabaseKind, Mapping[str, int]] = {
     },
 }  # fmt: skip
 
-
 _SESSION = re.compile(r"w[0-9a-z]{16}(?=[-/])")
-
+_CUSTOM_ID = re.compile(r'"custom_id": "([^"]+)"')
 
 #: kinds that take the database from everybody at once
 OUTAGES = frozenset({"db-black-hole", "sqlite-locked"})
@@ -86,6 +85,18 @@ def draw(seed: int, database: DatabaseKind, *, seconds: float, density: float = 
     return [Planned(round((n + rng.uniform(0.1, 0.9)) * gap, 2), kind) for n, kind in enumerate(kinds)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Zombie:
+    """A child that is frozen between an upload of results and their COMMIT."""
+
+    process: psutil.Process
+    session: str
+    #: the jobs whose results it has uploaded, by the names that their owner gave them
+    custom_ids: frozenset[str]
+    #: when it is thawed at the latest
+    until: float
+
+
 class Hand:
     """Carries a schedule out, and takes every fault back in the end."""
 
@@ -98,8 +109,8 @@ class Hand:
         #: uploads that stall, or are to, and whose senders are to be frozen
         self._stalls: list[Stall] = []
         self._senders = 0
-        #: such senders, with their sessions, and until when they stay frozen at the latest
-        self._zombies: list[tuple[Stall, psutil.Process, str, float]] = []
+        #: those that are
+        self._zombies: list[_Zombie] = []
         #: what was done, by kind; what the proxies did is counted by them
         self.done: Counter[str] = Counter()
         #: what found nobody to hit
@@ -127,8 +138,9 @@ class Hand:
             self._stalls.remove(stall)
             self._senders += 1
             self._freeze_sender(stall)
-        for zombie in list(self._zombies):
-            self._thaw_sender(*zombie)
+        for zombie in [zombie for zombie in self._zombies if self._is_due(zombie)]:
+            self._zombies.remove(zombie)
+            self._crew.thaw([zombie.process])
         for planned in [planned for planned in self._left if planned.at_s <= at_s]:
             if self._do(planned.kind):
                 log.info("%.1f s: %s", at_s, planned.kind)
@@ -242,32 +254,32 @@ class Hand:
         return next((name for name in WORKERS if busy is not None and busy in self._crew.family(name)), None)
 
     def _zombie(self) -> bool:
-        """Freeze a worker in the middle of an upload until its jobs belong to others; then all of it goes on.
+        """Freeze a worker between an upload of results and their COMMIT until the jobs run elsewhere; then it goes on.
 
-        What it commits is fenced, whatever the moment: the one fault that is sure to meet the guard.
+        Its COMMIT is sent whatever the session has heard meanwhile: the one fault that is sure to meet the guard.
         """
-        target = f"/run/{self._crew.settings.tenant}/"
-        self._stalls.append(self._crew.http.script("stall", method="PUT", target=target))
+        self._stalls.append(self._crew.http.script("stall", method="PUT", target="/packs/"))
         return True
 
     def _freeze_sender(self, stall: Stall) -> None:
-        found = _SESSION.search(stall.request.target) if stall.request else None
-        session = found[0] if found else ""
+        assert stall.request
+        session = found[0] if (found := _SESSION.search(stall.request.target)) else ""
         found_pids = self._crew.glance(select(worker_sessions.c.pid).where(worker_sessions.c.id == session))
         process = _running(found_pids[0].pid) if found_pids else None
-        if process is None:
-            stall.release()
-            return
-        self._crew.freeze([process])
-        self._zombies.append((stall, process, session, time.monotonic() + ZOMBIE_S))
+        if process is not None:
+            self._crew.freeze([process])
+            names = _CUSTOM_ID.findall(stall.request.body.decode())
+            self._zombies.append(_Zombie(process, session, frozenset(names), time.monotonic() + ZOMBIE_S))
+        # The answer then lies in the zombie's socket: it has not to wait for it, nor to try again, once it is thawed.
+        stall.release()
 
-    def _thaw_sender(self, stall: Stall, process: psutil.Process, session: str, until: float) -> None:
-        w = worker_sessions.c
-        ended = self._crew.glance(select(w.id).where(w.id == session, w.ended_at.is_not(None)))
-        if ended or time.monotonic() > until:
-            self._zombies.remove((stall, process, session, until))
-            self._crew.thaw([process])
-            stall.release()
+    def _is_due(self, zombie: _Zombie) -> bool:
+        """Whether a job of this zombie runs elsewhere just now, or all have ended there, or it was frozen too long."""
+        j = jobs.c
+        rows = self._crew.glance(select(j.state, j.worker_session).where(j.custom_id.in_(zombie.custom_ids)))
+        elsewhere = [row.state for row in rows if row.worker_session != zombie.session and row.state != "queued"]
+        all_ended = bool(rows) and len(elsewhere) == len(rows)
+        return "running" in elsewhere or all_ended or time.monotonic() > zombie.until
 
     # --- Redis ---
 

@@ -40,7 +40,7 @@ log = logging.getLogger("chaos.run")
 JOBS_PER_MINUTE = 450
 #: seconds until three workers have shown themselves
 START_S = 60.0
-#: seconds between two collections during the faults: keepers collect once a minute
+#: seconds between two collections during the faults, unless they are left to the keepers: those collect once a minute
 COLLECT_S = 0.5
 STOP_S = 25.0
 
@@ -63,6 +63,8 @@ class Order:
     pace: float = 1.0
     #: without poison jobs
     harmless: bool = False
+    #: no collections during the faults but those of the keepers: what a zombie uploaded is still there when it wakes
+    leave_garbage: bool = False
     #: seconds that everything may take to come to its end once all faults are over
     healing_s: float = 150.0
 
@@ -165,12 +167,14 @@ class Run:
         crew.start("submitter", [sys.executable, *command], ends=True)
         stop = threading.Event()
         collecting = threading.Thread(target=_collect_often, args=(crew, stop), daemon=True)
-        collecting.start()
+        if not self.order.leave_garbage:
+            collecting.start()
         while not (hand.over and time.monotonic() - started > self.order.seconds):
             hand.act(time.monotonic() - started)
             self._tick(crew)
         stop.set()
-        collecting.join(timeout=30)
+        if collecting.is_alive():
+            collecting.join(timeout=30)
         return hand
 
     def _tick(self, crew: Crew) -> None:
@@ -315,6 +319,7 @@ def main() -> int:
     parser.add_argument("--keepers", type=int, choices=(0, 1, 2), default=2)
     parser.add_argument("--pace", type=float, default=1.0, help="how long a step takes; 1 is normal")
     parser.add_argument("--harmless", action="store_true", help="without jobs that kill or break their worker")
+    parser.add_argument("--leave-garbage", action="store_true", help="collect no more often than keepers do")
     parser.add_argument("--healing", type=float, default=150.0, help="seconds that the end may take")
     parser.add_argument("--report", type=Path, help="write the report as JSON here too")
     arguments = parser.parse_args()
@@ -330,6 +335,7 @@ def main() -> int:
         keepers=arguments.keepers,
         pace=arguments.pace,
         harmless=arguments.harmless,
+        leave_garbage=arguments.leave_garbage,
         healing_s=arguments.healing,
     )
     folder = Path(tempfile.mkdtemp(prefix=f"aigc-chaos-{order.database}-{order.seed}-"))
