@@ -345,7 +345,9 @@ def test_an_output_of_a_role_that_nobody_knows_fails_its_own_job(rig: Rig) -> No
     assert "souvenir" in error["message"]
 
 
-def test_a_defect_of_ours_is_told_to_whoever_hands_something_over(rig: Rig) -> None:
+def test_a_defect_of_ours_is_told_to_whoever_hands_something_over_and_to_the_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     batch, claimed = rig.claimed(2)
 
     def defect(key: str, body: bytes) -> None:
@@ -360,6 +362,9 @@ def test_a_defect_of_ours_is_told_to_whoever_hands_something_over(rig: Rig) -> N
         rig.finisher.put(done(claimed[1], b"y"))
     rig.close()
     assert rig.states(batch) == ["queued", "queued"], "what was in hand went back"
+    [told] = [record for record in caplog.records if "a defect of ours" in record.message]
+    assert told.exc_info is not None
+    assert told.exc_info[0] is KeyError
 
 
 def _wait(event: threading.Event | threading.Semaphore) -> bool:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from shared import jobs
 from shared.database import Database
-from shared.errors import Unavailable
-from shared.jobs import Failure, Publication, Success
+from shared.errors import AigcError, Unavailable
+from shared.jobs import Failure, Publication, SessionLost, Success
 from workers.depot import Depot
 from workers.finisher.chains import Chains
 from workers.finisher.encode import Encoders, encode, is_light, sizes
@@ -203,8 +203,11 @@ class Finisher:
 
     def _break(self, error: BaseException) -> None:
         with self._changed:
+            first = self._broken is None
             self._broken = self._broken or error
             self._changed.notify_all()
+        if first and not isinstance(error, (AigcError, SessionLost)):  # nobody may be left to raise it to
+            log.error("a defect of ours: this finisher settles nothing more", exc_info=error)
 
     # --- the books, in a thread of their own ---
 
