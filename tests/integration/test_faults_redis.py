@@ -172,7 +172,7 @@ def test_a_redis_that_is_killed_and_started_again_is_found_again(cluster: Cluste
 def test_ten_thousand_queued_jobs_outlive_a_flush_and_complete_with_nobody_s_help(
     cluster: Cluster, server: RedisServer
 ) -> None:
-    batch = cluster.client.submit(echo(10_000, step_s=0.0))
+    batch = cluster.client.submit(echo(10_000, step_s=0.0005))
     with Redis.from_url(server.url) as redis:
         redis.flushall()
     left = batch.status().counts["queued"]
