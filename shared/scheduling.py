@@ -10,6 +10,10 @@ No I/O and no clock of its own, so that claims and simulations ask the very same
    <https://doi.org/10.1109/90.649569>`_, with a turn as the packet).
 3. Affinity: among those, a lane whose model is in memory, until another has waited close to the age bound.
 
+Before 2 and 3, a lane may be left to other workers that have its model in memory and are about to be free: waiting a
+little for them costs less than one more load (`delay scheduling <https://doi.org/10.1145/1755913.1755940>`_). What is
+left counts for priority, but neither for fairness nor for affinity.
+
 Whoever comes back from idleness begins at the smallest service that a tenant with waiting jobs stands at: time in which
 nothing was asked for is no credit, and jobs that were cancelled before they ran were never charged.
 """
@@ -36,6 +40,10 @@ WINDOW_TENANTS = 64
 EARNED = 2.0
 #: a model in steady use makes place for another one, with the device idle, once that has waited so many times its load
 SWAP_PATIENCE = 6.0
+#: a lane is left to workers that have its model, all of them at work, until it has waited so many times its load …
+LEFT_LOADS = 2.0
+#: … and while its jobs are worth no more than so many times its load for each of them
+LEFT_WORTH = 4.0
 #: seconds that a model is taken to need for loading where nobody has seen it
 UNKNOWN_LOAD_S = 5.0
 
@@ -59,6 +67,11 @@ class Waiting:
     ready: int
     #: virtual service of the tenants whose jobs they are, as in `Standing`
     tenants: Mapping[str, float] = field(hash=False)
+    #: other workers of its queue that have its model in memory, or load it now, and are at work; 0 if one of them is
+    #: idle: that one could have taken it, and has not
+    holders: int = 0
+    #: seconds of work that its jobs are worth, about; need not be known where nobody holds its model
+    work_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +105,43 @@ def choose(
     waiting: Sequence[Waiting], memory: Memory, now: float, *, age_bound_s: float, turn_s: float = TURN_S
 ) -> Waiting | None:
     """The lane to serve next, with those of its tenants whose turn it is; None if nothing waits, or nothing that is
-    worth dropping a model for yet.
+    worth loading a model for yet.
 
     A lane whose turn it is by priority and fairness waits for affinity's sake no longer than `age_bound_s`, unless so
     many models take turns that loading them takes longer than that: then each that was loaded works for `EARNED` times
     as long as its loading took before the next one is.
     """
-    if not waiting:
+    top = _top(waiting)
+    mine = [lane for lane in top if not _is_left(lane, memory, now, age_bound_s=age_bound_s)]
+    if not mine and len(top) < len(waiting):
+        mine = top  # nobody idles for the sake of a load, with jobs of a lower priority behind it
+    if not mine:
         return None
-    most = _most_served(waiting, memory, turn_s)
-    fair = [lane for lane in _top(waiting) if _least(lane) <= most[lane.queue]]
+    most = _most_served(mine, memory, turn_s)
+    fair = [lane for lane in mine if _least(lane) <= most[lane.queue]]
     found = _by_affinity(waiting, fair, most, memory, now, age_bound_s=age_bound_s, turn_s=turn_s)
     if found is None:
         return None
     return replace(found, tenants={name: at for name, at in found.tenants.items() if at <= most[found.queue]})
 
 
+def _is_left(lane: Waiting, memory: Memory, now: float, *, age_bound_s: float) -> bool:
+    """Whether a worker that would have to load the model of a lane leaves it to those that have it, and are at work.
+
+    It does no longer once the lane has waited for `LEFT_LOADS` of its loads, nor beyond the moment from which on it
+    could still be loaded and served within the age bound (half the bound, where loading takes longer than that); nor
+    if the jobs are worth more than `LEFT_WORTH` loads for each of the others. A claim by one of them begins the wait
+    anew, so that a lane that is served well stays theirs, and one whose workers are stuck does not.
+    """
+    if lane.holders < 1 or memory.has(lane):
+        return False
+    load_s = memory.change_s(lane)
+    patience = min(LEFT_LOADS * load_s, max(age_bound_s / 2, age_bound_s - load_s - WINDOW_S))
+    return now - lane.since < patience and lane.work_s <= LEFT_WORTH * load_s * lane.holders
+
+
 def _top(waiting: Sequence[Waiting]) -> list[Waiting]:
-    top = max(lane.priority for lane in waiting)
+    top = max((lane.priority for lane in waiting), default=0)
     return [lane for lane in waiting if lane.priority == top]
 
 

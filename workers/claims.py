@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shared import jobs
 from shared.database import Database
 from shared.jobs import ClaimedJob
-from shared.scheduling import WINDOW_JOBS, WINDOW_S, Waiting, choose, window
+from shared.scheduling import WINDOW_JOBS, WINDOW_S, Memory, Waiting, choose, window
 from shared.settings import Settings
 from workers.look import Look, look
 from workers.residency import Residency
@@ -52,6 +52,7 @@ class Claims:
         # Each until when, and for how long: a drain may last for hours.
         self._barren: dict[tuple[int, int], tuple[float, float]] = {}
         self._current: int | None = None
+        self._session = ""
 
     def begin(self) -> None:
         """A drain begins: lanes that gave nothing in the last one may be tried again."""
@@ -74,7 +75,9 @@ class Claims:
         they come to an end together. `idle`, for who holds nothing: a job that comes alone, and whose model is in
         memory, enters it with its claim. Raises `SessionLost`, `Unavailable`.
         """
-        seen, memory = self._look(residency), residency.memory(self._current)
+        self._session = session
+        memory = residency.memory(self._current)
+        seen = self._look(residency, memory)
         lane = choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s)
         if lane is None or (only is not None and only != (lane.lane_id, lane.priority)):
             return None
@@ -106,15 +109,17 @@ class Claims:
         pause = min(pause * 2, MAX_BARREN_S)
         self._barren[lane] = (time.monotonic() + pause, pause)
 
-    def _look(self, residency: Residency, *, barren: bool = False) -> Look:
+    def _look(self, residency: Residency, memory: Memory, *, barren: bool = False) -> Look:
         set_aside, clock = residency.set_aside_for_now, time.monotonic()
 
         def takes(lane_id: int, priority: int, task: str, model: str) -> bool:
             until, _ = self._barren.get((lane_id, priority), (0.0, 0.0))
             return (task, model) not in set_aside and (barren or until <= clock)
 
-        return look(self._db, self._queues, takes)
+        return look(self._db, self._queues, takes, me=self._session, at_hand=memory.resident)
 
     def sees_work(self, residency: Residency) -> bool:
-        """Whether anything is ready that this worker might take. Raises `Unavailable`."""
-        return bool(self._look(residency, barren=True).waiting)
+        """Whether anything is ready that this worker would take now, had it been idle. Raises `Unavailable`."""
+        memory = residency.memory(self._current)
+        seen = self._look(residency, memory, barren=True)
+        return choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s) is not None

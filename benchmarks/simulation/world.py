@@ -41,6 +41,11 @@ class Lane:
         """Since when some of it waits while none of it is claimed."""
         return max(self.opened, self.claimed)
 
+    @property
+    def each_s(self) -> float:
+        """What one job that is ready is estimated at."""
+        return next(portions[0][0].estimated_s for portions in self.queued.values() if portions)
+
 
 @dataclass(slots=True)
 class Worker:
@@ -68,6 +73,8 @@ class Seen:
     failures: int = 0
     #: seconds that a lane had waited when it was served, where its turn had come
     waits: list[float] = field(default_factory=list)
+    #: seconds from a job's arrival to its claim, and how many waited for so long
+    job_waits: list[tuple[float, int]] = field(default_factory=list)
     #: seconds between the most and the least served of those who wait, and the most that fairness allows
     apart: list[tuple[float, float, float]] = field(default_factory=list)
     #: (lanes that wait, seconds that the decision took here)
@@ -88,6 +95,8 @@ class World:
         self._accounts: dict[tuple[str, int], dict[str, Account]] = {}
         self._waiting: Counter[tuple[str, int, str]] = Counter()
         self._idle: dict[int, Worker] = {}
+        #: numbers of the workers that have a model in memory
+        self._holding: dict[str, set[int]] = {}
         self._sharing = Counter(queue for device in scenario.devices for queue in device.queues)
         self._load_s = {(TASK, one.model.name): one.model.load_s for one in scenario.submissions}
         self._events: list[tuple[float, int, str, object]] = []
@@ -150,6 +159,8 @@ class World:
             self._queue(lane, tenant, [portion[0], n], front=True)
             self._correct(lane, tenant, -n * portion[0].estimated_s, 0.0)
         worker.held, worker.current = [], None
+        for _, model in worker.resident:
+            self._holding[model].discard(worker.number)
         worker.resident.clear()
         self._idle.pop(worker.number, None)
         away_s = self._chance.expovariate(1 / 120)
@@ -220,10 +231,15 @@ class World:
                 waiting.append(
                     Waiting(
                         lane.number, lane.model.queue, TASK, lane.model.name, lane.priority, lane.since, lane.ready,
-                        tenants,
+                        tenants, self._holders(lane, worker), lane.ready * lane.each_s / worker.device.speed,
                     )
                 )  # fmt: skip
         return waiting, standings
+
+    def _holders(self, lane: Lane, worker: Worker) -> int:
+        """As `workers.look` tells it: others that have the model, all of them at work."""
+        others = self._holding.get(lane.model.name, set()) - {worker.number}
+        return 0 if any(number in self._idle for number in others) else len(others)
 
     def _choose(self, worker: Worker, waiting: list[Waiting]) -> Waiting | None:
         if self._policy == "arrival":
@@ -253,10 +269,12 @@ class World:
                     victim = worker.worth.least(worker.resident, ())
                 worker.worth.dropped(victim)
                 del worker.resident[victim]
+                self._holding[victim[1]].discard(worker.number)
             load_s = model.load_s
             self.seen.loads += 1
             self.seen.load_s += load_s
             worker.resident[key] = self.clock + load_s
+            self._holding.setdefault(model.name, set()).add(worker.number)
         worker.resident.move_to_end(key)
         worker.worth.used(key, self.clock, load_s=model.load_s, size_mb=model.size_mb)
         return load_s
@@ -273,6 +291,7 @@ class World:
         for name, n in Counter(taken.values()).items():
             for portion, some in _cut(lane.queued[name], n):
                 worker.held.append((lane, name, portion, some))
+                self.seen.job_waits.append((self.clock - portion[0].at, some))
                 self._correct(lane, name, some * portion[0].estimated_s, 0.0)
             self._waiting[found.queue, found.priority, name] -= n
             lane.ready -= n

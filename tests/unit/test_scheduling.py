@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from shared.scheduling import (
     EARNED,
+    LEFT_LOADS,
+    LEFT_WORTH,
     LONGEST_S,
     SWAP_PATIENCE,
     TURN_S,
@@ -29,9 +31,17 @@ BOUND = 30.0
 
 
 def lane(
-    number: int, *, model: str = "", since: float = CLOCK, priority: int = 0, queue: str = "gpu", **served: float
+    number: int,
+    *,
+    model: str = "",
+    since: float = CLOCK,
+    priority: int = 0,
+    queue: str = "gpu",
+    holders: int = 0,
+    work_s: float = 0.0,
+    **served: float,
 ) -> Waiting:
-    return Waiting(number, queue, "task", model, priority, since, 10, served or {"ada": 0.0})
+    return Waiting(number, queue, "task", model, priority, since, 10, served or {"ada": 0.0}, holders, work_s)
 
 
 def memory(
@@ -54,6 +64,7 @@ def situations(n: int = 500) -> list[tuple[list[Waiting], Memory]]:
             lane(
                 number, model=chance.choice(["", "a", "b", "c"]), since=CLOCK - chance.choice([0, 1, 10, 29, 31, 100]),
                 priority=chance.choice([-5, 0, 0, 7]), queue=chance.choice(["gpu", "gpu", "cpu"]),
+                holders=chance.choice([0, 0, 1, 5]), work_s=chance.choice([0.1, 10.0, 1000.0]),
                 **{name: chance.choice([0.0, 1.0, 20.0, 500.0]) for name in chance.sample(["ada", "bob", "eve"], 2)},
             )
             for number in range(chance.randint(1, 6))
@@ -91,9 +102,11 @@ def test_nobody_is_served_who_is_more_than_a_turn_or_a_load_ahead_of_the_least_s
         number = chosen(waiting, what)
         if number is None:
             continue
+        # But those that others, who are at work, have the model of: they may be left to them for two loads.
         peers = [
             one for one in waiting if (one.priority, one.queue) == (waiting[number].priority, waiting[number].queue)
-        ]
+            and (one is waiting[number] or not one.holders or CLOCK - one.since >= LEFT_LOADS * 8.0)
+        ]  # fmt: skip
         least = min(min(one.tenants.values()) for one in peers)
         assert min(waiting[number].tenants.values()) - least <= max(TURN_S, EARNED * 8.0)
 
@@ -157,6 +170,60 @@ def test_a_model_in_steady_use_is_not_dropped_for_a_lane_that_has_not_waited_lon
     assert chosen([waits], memory("a", tight=True, load_s=60.0), CLOCK + BOUND) == 1
     low = lane(2, priority=-1)
     assert chosen([waits, low], memory("a", tight=True)) == 1, "nobody idles while something else could be done"
+
+
+# --- what other workers have ---
+
+
+def test_a_lane_is_left_to_a_busy_worker_that_has_its_model_for_as_long_as_loading_it_twice_takes() -> None:
+    held = lane(0, model="a", since=CLOCK, holders=1)
+    assert chosen([held], memory(load_s=5.0)) is None
+    assert chosen([held], memory(load_s=5.0), CLOCK + LEFT_LOADS * 5.0 - 0.1) is None
+    assert chosen([held], memory(load_s=5.0), CLOCK + LEFT_LOADS * 5.0) == 0
+    assert chosen([held], memory("a", load_s=5.0)) == 0, "who has it too takes it at once"
+    assert chosen([replace(held, holders=0)], memory(load_s=5.0)) == 0, "and where nobody at work has it, anybody"
+
+
+def test_a_second_worker_loads_a_model_whose_jobs_are_too_many_for_those_who_have_it() -> None:
+    def left(work_s: float, holders: int) -> bool:
+        return chosen([lane(0, model="a", holders=holders, work_s=work_s)], memory(load_s=5.0)) is None
+
+    assert left(LEFT_WORTH * 5.0, holders=1)
+    assert not left(LEFT_WORTH * 5.0 + 1, holders=1)
+    assert left(3 * LEFT_WORTH * 5.0, holders=3)
+    assert not left(3 * LEFT_WORTH * 5.0 + 1, holders=3)
+
+
+def test_what_is_left_to_others_holds_nobody_back_from_other_work() -> None:
+    """Given the least served tenant's lane, which is left; then another tenant's is served, loading or not."""
+    held = lane(0, model="a", holders=1, ada=0.0)
+    ahead = lane(1, model="b", bob=1000.0)
+    assert chosen([held, ahead], memory("b", load_s=5.0)) == 1
+    assert chosen([held, ahead], memory(load_s=5.0)) == 1
+    assert chosen([held, ahead], memory("b", load_s=5.0), CLOCK + 10) == 0, "until it has waited for long enough"
+
+
+def test_for_a_load_nobody_idles_with_lower_work_at_hand_nor_takes_it_first() -> None:
+    held, low = lane(0, model="a", holders=1), lane(1, model="b", priority=-1)
+    assert chosen([held, low], memory("b", load_s=5.0)) == 0
+
+
+def test_no_lane_starves_behind_a_worker_that_is_stuck_and_none_is_left_beyond_the_bound() -> None:
+    """Given workers that have the model and never claim; then another one loads it, early enough where that can be."""
+    chance = random.Random(11)
+    for _ in range(500):
+        load_s = chance.choice([0.1, 1.0, 5.0, 12.0, 25.0, 60.0])
+        lanes = [
+            lane(number, model=model, since=CLOCK - chance.uniform(0, 40), holders=chance.randint(1, 9))
+            for number, model in enumerate(chance.sample(["a", "b", "c", "d"], chance.randint(1, 4)))
+        ]
+        waited = CLOCK - min(one.since for one in lanes)
+        number = chosen(lanes, memory(load_s=load_s))
+        if waited >= min(LEFT_LOADS * load_s, max(BOUND / 2, BOUND - load_s - 1)):
+            assert number is not None
+            assert lanes[number].since == min(one.since for one in lanes)
+        else:
+            assert number is None
 
 
 def test_of_a_lane_only_those_are_served_whose_turn_it_is() -> None:
