@@ -53,6 +53,8 @@ class Claims:
         self._barren: dict[tuple[int, int], tuple[float, float]] = {}
         self._current: int | None = None
         self._session = ""
+        #: whether the last look found jobs that are left alone for a while: to others, or as not worth a load yet
+        self.leaves_some = False
 
     def begin(self) -> None:
         """A drain begins: lanes that gave nothing in the last one may be tried again."""
@@ -79,6 +81,7 @@ class Claims:
         memory = residency.memory(self._current)
         seen = self._look(residency, memory)
         lane = choose(seen.waiting, memory, seen.clock, age_bound_s=self._settings.age_bound_s)
+        self.leaves_some = lane is None and bool(seen.waiting)
         if lane is None or (only is not None and only != (lane.lane_id, lane.priority)):
             return None
         workers = seen.sharing(lane)

@@ -40,6 +40,8 @@ from workers.window import DeviceBroken, Window
 
 log = logging.getLogger("aigc.worker")
 
+#: seconds after which a worker that leaves jobs alone for a while looks at them again
+LOOK_AGAIN_S = 0.25
 #: exit status of a process whose device does nothing more for it
 DEVICE_BROKEN_STATUS = 70
 
@@ -105,7 +107,10 @@ class Worker:
                     claimed = self._claim(*self._ready())
                     self._rest.end()
                     if claimed is None:
-                        break
+                        if not self._claims.leaves_some:
+                            break
+                        time.sleep(LOOK_AGAIN_S)
+                        continue
                     taken += len(claimed)
                     continue
                 except SessionLost:

@@ -15,7 +15,7 @@ from shared import jobs as transitions
 from shared.database import Database
 from shared.settings import Settings
 from shared.tables import jobs as rows
-from workers import residency
+from workers import claims, residency
 from workers.costs import Costs
 from workers.generators import Device, Done, Generator, ModelFiles, Outcome, Output, Run, Work
 from workers.pool import PASSED_OVER, Pool
@@ -121,6 +121,24 @@ def test_a_lone_job_of_an_idle_worker_enters_the_model_with_its_claim(
         worker.drain()
         assert batch.status().counts["succeeded"] == n
         assert entries == transactions
+
+
+def test_jobs_that_are_left_alone_for_a_while_are_looked_at_again_without_anybody_ringing(
+    client: Client, worker: Worker, gated: type[Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    choose = claims.choose
+
+    def not_yet(waiting: Any, *rest: Any, **more: Any) -> Any:
+        looks.append(len(waiting))
+        return None if len(looks) <= 3 else choose(waiting, *rest, **more)
+
+    monkeypatch.setattr(claims, "choose", not_yet)
+    gated.gate.set()
+    batch = submitted(client, 1)
+    assert worker.drain() == 1
+    assert batch.status().counts["succeeded"] == 1
+    assert looks == [1, 1, 1, 1, 0]
 
 
 def test_few_jobs_are_not_claimed_ahead_so_that_more_can_come_together(
