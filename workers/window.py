@@ -224,7 +224,7 @@ class Window:
 
     def _microbatch(self, works: Sequence[Work]) -> None:
         around, began = self._around, time.monotonic()
-        if self._generator.resumes:
+        if self._generator.resumes and not self._is_first_run(works):
             works = with_checkpoints(works, around, self._maker)
         ours = self._enter(works)
         left = {work.job_id: work for work in works if work.job_id in ours and self._session.wanted(work.job_id)}
@@ -271,6 +271,10 @@ class Window:
             return {entered}
         held = self._session.held([work.job_id for work in works])
         return jobs.enter(self._around.db, self._session.id, held, len(works))
+
+    def _is_first_run(self, works: Sequence[Work]) -> bool:
+        """Whether this is one job that entered with the first claim that it ever had: it cannot have a checkpoint."""
+        return works[0].job_id == self._entered and self._by_id[self._entered].epoch == 1
 
     def _let_go(self, ids: Iterable[str]) -> None:
         """Jobs that will have no outcome here go back now: this window may go on for hours."""

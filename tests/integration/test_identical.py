@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, until
 from servers import RedisServer
 from sqlalchemy import func, select, update
 from test_transitions import (
@@ -984,6 +984,10 @@ def test_from_the_command_line_identical_work_is_done_once(cluster: Cluster) -> 
     assert [result["data"] for result in results.values()] == [made["data"]] * 2
     assert [job.identical_to for job in batch.jobs()] == [leader, leader]
 
+    db = Database(cluster.settings)
+    with db.read() as connection:
+        lane_id = connection.execute(select(table.c.lane_id).where(table.c.id == leader)).scalar_one()
+    until(lambda: jobs.known_makers(db, [lane_id]), what="the worker saying what it makes such jobs with")
     again = cluster.client.submit([line], cache=True)
     record = cluster.client.job(f"{again.id}-1")
     assert record.status == "succeeded", "what was made before is there with the submission"
