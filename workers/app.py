@@ -114,7 +114,8 @@ def _tell_child(**_: Any) -> None:
             os.kill(pid, signal.SIGUSR2)
     if _watchdog is not None:
         grace = settings.grace_s
-        _watchdog.stop_within(grace - 1.0 if grace > 4 else grace * 0.75)
+        # A message that comes in now is taken and never run, and Celery waits for it: then this ends the child.
+        _watchdog.stop_within(grace - 2.0 if grace > 6 else grace * 0.7)
 
 
 @signals.worker_shutdown.connect

@@ -158,7 +158,7 @@ class Worker:
         grace = self._settings.grace_s if within_s is None else within_s
         if self._stop_at is None:
             # The finisher and the parent need a moment of the grace period for themselves.
-            self._stop_at = time.monotonic() + max(0.0, grace - 2.0 if grace > 4 else grace / 2)
+            self._stop_at = time.monotonic() + max(0.0, grace - 3.0 if grace > 6 else grace / 2)
         self._tell_session_to_stop()
 
     def _tell_session_to_stop(self) -> None:

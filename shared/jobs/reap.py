@@ -113,7 +113,8 @@ def reap(db: Database) -> list[str]:
     """End the sessions whose lease had lapsed at the last pulse and take their jobs back; returns the sessions.
 
     The crash is charged to a job that was alone in the model; a job that was in company gets a smaller company next
-    time instead, so that a job that kills its worker is soon alone.
+    time instead, so that a job that kills its worker is soon alone. The first retry of a job is due at once: it has
+    waited for a lease.
 
     A session whose rows somebody else holds locked (a worker that is frozen in a transaction) is left to the next
     round and holds up no other; raises `RowsLocked` if only such are left, else `Unavailable`.
@@ -132,7 +133,8 @@ def reap(db: Database) -> list[str]:
         ended = _end(connection, session, "lost", _lapsed())
         if not ended and not _has_ended(connection, session):
             return False
-        return _take_jobs(connection, session, code="worker_died", message=None, charged=True) > 0 or ended
+        taken = _take_jobs(connection, session, code="worker_died", message=None, charged=True, waited=True)
+        return ended or taken > 0
 
     reaped: list[str] = []
     locked: dict[str, RowsLocked] = {}
@@ -189,19 +191,25 @@ def _has_ended(connection: Connection, session: str) -> bool:
     return bool(connection.scalar(select(exists().where(w.id == session, w.ended_at.is_not(None)))))
 
 
-def _take_jobs(connection: Connection, session: str, *, code: str, message: str | None, charged: bool) -> int:
-    """Take everything back from a session that has ended; returns how many jobs."""
+def _take_jobs(
+    connection: Connection, session: str, *, code: str, message: str | None, charged: bool, waited: bool = False
+) -> int:
+    """Take everything back from a session that has ended; returns how many jobs.
+
+    Where its jobs have `waited` for a lease to lapse, the first that a job is charged with comes without a pause.
+    """
     c, blame = jobs.c, message or _DIED
     # Without a company it was not in the model: not yet, or not any more.
     alone = and_(c.company.is_not(None), c.company <= 1) if charged else false()
     in_company = and_(c.company.is_not(None), c.company > 1) if charged else false()
     spent = and_(alone, c.attempts + 1 >= c.max_attempts)
+    pause = and_(alone, ~spent, ~c.cancel_requested, c.attempts > 0 if waited else true())
     rows = take_back(
         connection, and_(c.worker_session == session, c.state == literal("running", literal_execute=True)),
         state=case((c.cancel_requested, "cancelled"), (spent, "failed"), else_="queued"), epoch=c.epoch + 1,
         attempts=case((alone, c.attempts + 1), else_=c.attempts),
         max_company=case((in_company, case((c.company > 8, 8), else_=1)), else_=c.max_company),
-        available_at=case((and_(alone, ~spent, ~c.cancel_requested), now() + backoff()), else_=null()),
+        available_at=case((pause, now() + backoff()), else_=null()),
         error_code=case((alone, code), else_=null()), error_message=case((alone, blame), else_=null()),
     )  # fmt: skip
     data = {"code": code} if charged else {"reason": message or _STOPPED}

@@ -600,6 +600,18 @@ def test_jobs_of_a_dead_worker_are_taken_back_at_once_and_fenced(db: Database) -
     audit(db)
 
 
+def test_after_a_lapsed_lease_the_first_retry_is_due_at_once_and_the_next_one_waits(db: Database) -> None:
+    (lone,) = submit(db, 1)
+    for attempt, waits in ((1, False), (2, True)):
+        who = session(db)
+        jobs.enter(db, who, held(claim(db, who)), 1)
+        lapse(db, who)
+        assert jobs.reap(db) == [who]
+        assert (job(db, lone).state, job(db, lone).attempts) == ("queued", attempt)
+        assert (job(db, lone).available_at is not None) == waits
+        audit(db)
+
+
 def test_a_job_that_is_claimed_alone_may_enter_the_model_at_once_and_several_never(db: Database) -> None:
     (lone,), who, lane = submit(db, 1, max_attempts=1), session(db), jobs.lane_ids(db, [ECHO])[ECHO]
     [taken] = jobs.claim(db, session=who, lane_id=lane, priority=0, limit=9, window_s=60, begin=True)
