@@ -50,7 +50,7 @@ def texts(bench: Bench) -> list[Measured]:
         b2.run(warm[:2])
         each = tokens(mixed_texts(folder, 64)) / 64
         count = bench.plan.size(rate / each, deal=DEAL, least=16 if bench.plan.quick else 96)
-        few, some = (DEAL // 2, count) if bench.plan.quick else (count // 8, count // 2)
+        few, some = (DEAL // 2, DEAL) if bench.plan.quick else (count // 8, count // 2)
         jobs = mixed_texts(folder, count)
         last: dict[str, list[str]] = {}
 
