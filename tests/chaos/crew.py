@@ -37,7 +37,7 @@ BRISK = {
     "AIGC_GRACE_S": "4",
     "AIGC_IDLE_LOOK_S": "0.5",
     "AIGC_KEEPER_INTERVAL_S": "0.3",
-    "AIGC_STALL_S": "9",
+    "AIGC_STALL_S": "12",
     "AIGC_CONNECT_TIMEOUT_S": "3",
     "AIGC_MICROBATCH": "8",
     "AIGC_QUEUE_MESSAGES": "3",

@@ -27,7 +27,7 @@ log = logging.getLogger("chaos.faults")
 #: longer than the lease of a run, and than the keeper takes to act on it
 LONGER_THAN_LEASE_S = 4.5
 #: a zombie stays frozen until its work is with others, or so long at most: its parent would end it as stalled
-ZOMBIE_S = 8.0
+ZOMBIE_S = 7.0
 #: a fault that finds nobody to hit is tried again for so long
 PATIENCE_S = 30.0
 
