@@ -241,6 +241,7 @@ def point(app: Any, redis_url: str) -> None:
     app.conf.broker_url = redis_url
     pools.reset()
     app._after_fork()  # forgets its own references to them
+    app._local.__dict__.pop("backend", None)  # so that results are awaited at the new one, too
 
 
 class CeleryWorker:
