@@ -109,6 +109,8 @@ class Hand:
         #: uploads that stall, or are to, and whose senders are to be frozen
         self._stalls: list[Stall] = []
         self._senders = 0
+        #: whether they wake no sooner than their jobs run elsewhere, rather than as soon as their session has ended
+        self.wait_for_heirs = False
         #: those that are
         self._zombies: list[_Zombie] = []
         #: what was done, by kind; what the proxies did is counted by them
@@ -275,7 +277,11 @@ class Hand:
 
     def _is_due(self, zombie: _Zombie) -> bool:
         """Whether a job of this zombie runs elsewhere just now, or all have ended there, or it was frozen too long."""
-        j = jobs.c
+        j, w = jobs.c, worker_sessions.c
+        if not self.wait_for_heirs and self._crew.glance(
+            select(w.id).where(w.id == zombie.session, w.ended_at.is_not(None))
+        ):
+            return True
         rows = self._crew.glance(select(j.state, j.worker_session).where(j.custom_id.in_(zombie.custom_ids)))
         elsewhere = [row.state for row in rows if row.worker_session != zombie.session and row.state != "queued"]
         all_ended = bool(rows) and len(elsewhere) == len(rows)

@@ -162,6 +162,7 @@ class Run:
 
     def _harm(self, crew: Crew) -> faults.Hand:
         hand = faults.Hand(crew, self.order.seed, self._schedule)
+        hand.wait_for_heirs = self.order.leave_garbage
         started = time.monotonic()
         command = [str(HERE / "submitter.py"), str(self.folder / "plan.json"), str(self._ledger), str(started)]
         crew.start("submitter", [sys.executable, *command], ends=True)
