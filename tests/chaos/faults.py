@@ -26,7 +26,7 @@ log = logging.getLogger("chaos.faults")
 
 #: longer than the lease of a run, and than the keeper takes to act on it
 LONGER_THAN_LEASE_S = 4.5
-#: a zombie stays frozen until its work is with others, or so long at most: its parent would end it as stalled
+#: a zombie stays frozen until it has lost its work, or so long at most: its parent would end it as stalled
 ZOMBIE_S = 7.0
 #: a fault that finds nobody to hit is tried again for so long
 PATIENCE_S = 30.0
@@ -96,12 +96,21 @@ class _Zombie:
     #: when it is thawed at the latest
     until: float
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it still is: its parent, or another fault, may have ended it."""
+        with suppress(psutil.NoSuchProcess):
+            return bool(self.process.status() == psutil.STATUS_STOPPED)
+        return False
+
 
 class Hand:
     """Carries a schedule out, and takes every fault back in the end."""
 
-    def __init__(self, crew: Crew, seed: int, schedule: Iterable[Planned]) -> None:
+    def __init__(self, crew: Crew, seed: int, schedule: Iterable[Planned], *, heirs: bool = False) -> None:
+        """With `heirs`, a zombie wakes when its jobs run elsewhere, rather than as soon as its session has ended."""
         self._crew = crew
+        self._heirs = heirs
         self._rng = random.Random(f"hand {seed}")
         self._left = sorted(schedule, key=lambda planned: planned.at_s)
         self._undo: list[tuple[float, int, Callable[[], None]]] = []
@@ -109,8 +118,6 @@ class Hand:
         #: uploads that stall, or are to, and whose senders are to be frozen
         self._stalls: list[Stall] = []
         self._senders = 0
-        #: whether they wake no sooner than their jobs run elsewhere, rather than as soon as their session has ended
-        self.wait_for_heirs = False
         #: those that are
         self._zombies: list[_Zombie] = []
         #: what was done, by kind; what the proxies did is counted by them
@@ -142,6 +149,8 @@ class Hand:
             self._freeze_sender(stall)
         for zombie in [zombie for zombie in self._zombies if self._is_due(zombie)]:
             self._zombies.remove(zombie)
+            if not (zombie.frozen and self._has_ended(zombie)):
+                self._try_again(Planned(at_s, "zombie"))
             self._crew.thaw([zombie.process])
         for planned in [planned for planned in self._left if planned.at_s <= at_s]:
             if self._do(planned.kind):
@@ -150,6 +159,11 @@ class Hand:
             elif at_s > planned.at_s + PATIENCE_S:
                 self.missed[planned.kind] += 1
                 self._left.remove(planned)
+
+    def _try_again(self, planned: Planned) -> None:
+        """What hit nobody after all comes once more, while others are to come as well."""
+        if any(other.at_s > planned.at_s for other in self._left):
+            self._left.append(planned)
 
     def heal(self) -> None:
         """Take everything back now; what was not done yet is not done any more."""
@@ -256,9 +270,10 @@ class Hand:
         return next((name for name in WORKERS if busy is not None and busy in self._crew.family(name)), None)
 
     def _zombie(self) -> bool:
-        """Freeze a worker between an upload of results and their COMMIT until the jobs run elsewhere; then it goes on.
+        """Freeze a worker between an upload of results and their COMMIT until it has lost the jobs; then it goes on.
 
-        Its COMMIT is sent whatever the session has heard meanwhile: the one fault that is sure to meet the guard.
+        Its COMMIT is sent whatever the session has heard meanwhile: the one fault that is sure to meet the guard. One
+        that was ended in its sleep, or kept its jobs, is tried again.
         """
         self._stalls.append(self._crew.http.script("stall", method="PUT", target="/packs/"))
         return True
@@ -276,16 +291,22 @@ class Hand:
         stall.release()
 
     def _is_due(self, zombie: _Zombie) -> bool:
-        """Whether a job of this zombie runs elsewhere just now, or all have ended there, or it was frozen too long."""
-        j, w = jobs.c, worker_sessions.c
-        if not self.wait_for_heirs and self._crew.glance(
-            select(w.id).where(w.id == zombie.session, w.ended_at.is_not(None))
-        ):
+        """Whether this zombie has lost its jobs, or is gone, or was frozen too long."""
+        if not zombie.frozen or time.monotonic() > zombie.until:
             return True
+        return self._has_heirs(zombie) if self._heirs else self._has_ended(zombie)
+
+    def _has_ended(self, zombie: _Zombie) -> bool:
+        """Whether its session has: what it held is waiting again."""
+        w = worker_sessions.c
+        return bool(self._crew.glance(select(w.id).where(w.id == zombie.session, w.ended_at.is_not(None))))
+
+    def _has_heirs(self, zombie: _Zombie) -> bool:
+        """Whether one of its jobs runs elsewhere just now, or all have ended there."""
+        j = jobs.c
         rows = self._crew.glance(select(j.state, j.worker_session).where(j.custom_id.in_(zombie.custom_ids)))
         elsewhere = [row.state for row in rows if row.worker_session != zombie.session and row.state != "queued"]
-        all_ended = bool(rows) and len(elsewhere) == len(rows)
-        return "running" in elsewhere or all_ended or time.monotonic() > zombie.until
+        return "running" in elsewhere or (bool(rows) and len(elsewhere) == len(rows))
 
     # --- Redis ---
 

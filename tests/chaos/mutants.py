@@ -47,7 +47,7 @@ class Mutant:
 #: COMMIT would come to nothing for that alone.
 _ZOMBIES = (
     "--database", "sqlite", "--jobs", "170", "--minutes", "0.8", "--pace", "15", "--density", "2.5",
-    "--only", "zombie", "--harmless", "--leave-garbage",
+    "--only", "zombie", "--harmless", "--heirs",
 )  # fmt: skip
 _COMMITS = (
     "--database", "postgres", "--jobs", "300", "--minutes", "0.4", "--density", "10",

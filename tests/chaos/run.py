@@ -63,8 +63,8 @@ class Order:
     pace: float = 1.0
     #: without poison jobs
     harmless: bool = False
-    #: no collections during the faults but those of the keepers: what a zombie uploaded is still there when it wakes
-    leave_garbage: bool = False
+    #: zombies wake when their jobs run elsewhere, and find what they uploaded: nobody collects but the keepers
+    heirs: bool = False
     #: seconds that everything may take to come to its end once all faults are over
     healing_s: float = 150.0
 
@@ -161,14 +161,13 @@ class Run:
         _until(lambda: _open_sessions(crew) >= everyone, START_S, "three workers", crew)
 
     def _harm(self, crew: Crew) -> faults.Hand:
-        hand = faults.Hand(crew, self.order.seed, self._schedule)
-        hand.wait_for_heirs = self.order.leave_garbage
+        hand = faults.Hand(crew, self.order.seed, self._schedule, heirs=self.order.heirs)
         started = time.monotonic()
         command = [str(HERE / "submitter.py"), str(self.folder / "plan.json"), str(self._ledger), str(started)]
         crew.start("submitter", [sys.executable, *command], ends=True)
         stop = threading.Event()
         collecting = threading.Thread(target=_collect_often, args=(crew, stop), daemon=True)
-        if not self.order.leave_garbage:
+        if not self.order.heirs:
             collecting.start()
         while not (hand.over and time.monotonic() - started > self.order.seconds):
             hand.act(time.monotonic() - started)
@@ -320,7 +319,7 @@ def main() -> int:
     parser.add_argument("--keepers", type=int, choices=(0, 1, 2), default=2)
     parser.add_argument("--pace", type=float, default=1.0, help="how long a step takes; 1 is normal")
     parser.add_argument("--harmless", action="store_true", help="without jobs that kill or break their worker")
-    parser.add_argument("--leave-garbage", action="store_true", help="collect no more often than keepers do")
+    parser.add_argument("--heirs", action="store_true", help="zombies wake when others run their jobs")
     parser.add_argument("--healing", type=float, default=150.0, help="seconds that the end may take")
     parser.add_argument("--report", type=Path, help="write the report as JSON here too")
     arguments = parser.parse_args()
@@ -336,7 +335,7 @@ def main() -> int:
         keepers=arguments.keepers,
         pace=arguments.pace,
         harmless=arguments.harmless,
-        leave_garbage=arguments.leave_garbage,
+        heirs=arguments.heirs,
         healing_s=arguments.healing,
     )
     folder = Path(tempfile.mkdtemp(prefix=f"aigc-chaos-{order.database}-{order.seed}-"))
