@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -37,7 +39,9 @@ from shared.tables import batch_counters, batches
 sys.path.insert(0, str(ROOT / "tests"))
 from servers import PostgresServer, RedisServer
 
-__all__ = ["CeleryWorker", "Deployment", "PostgresServer", "RedisServer", "Resident", "environment", "until"]
+__all__ = [
+    "CeleryWorker", "Deployment", "PostgresServer", "RedisServer", "Resident", "environment", "together", "until",
+]  # fmt: skip
 
 AIGC = Path(sys.executable).with_name("aigc")
 
@@ -72,6 +76,21 @@ def end(process: subprocess.Popen[Any], *, within_s: float = 45) -> None:
     for left in below:
         if left.is_running():
             left.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def together(*arms: AbstractContextManager[Any]) -> Iterator[None]:
+    """Start several arms at once, and end them at once: most of either is waiting for imports and for loops to end."""
+    with ThreadPoolExecutor(len(arms)) as pool:
+        starts = [(arm, pool.submit(arm.__enter__)) for arm in arms]
+        try:
+            for _, start in starts:
+                start.result()
+            yield
+        finally:
+            ends = [pool.submit(arm.__exit__, None, None, None) for arm, start in starts if not start.exception()]
+            for end_ in ends:
+                end_.result()
 
 
 @dataclass(frozen=True, slots=True)

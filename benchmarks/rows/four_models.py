@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from benchmarks.arms import Deployment, Resident, until
+from benchmarks.arms import Deployment, Resident, together, until
 from benchmarks.machine import Load
 from benchmarks.measure import Bench, Measured, middle
 from benchmarks.models import model
@@ -28,16 +28,14 @@ def four_models(bench: Bench) -> list[Measured]:
     Before the first, each has run one job of the first model, so that neither pays for importing torch; and each begins
     a round with what the one before has left in memory.
     """
-    count, over_s = (48, 8.0) if bench.plan.quick else (240, 40.0)
+    count, over_s = (36, 6.0) if bench.plan.quick else (240, 40.0)
     kind = "gpt2-7m" if bench.plan.trial else "gpt2-124m"
     jobs = _arrivals([model(f"{kind}.{copy + 1}") for copy in range(MODELS)], count, over_s)
     rounds = 1 if bench.plan.quick else 3
     ours, theirs = [], []
-    with (
-        Load() as load,
-        Deployment(bench.folder / "pipeline", resident_models=str(ROOM)) as pipeline,
-        Resident("lru", "--room", str(ROOM), folder=bench.folder / "lru") as lru,
-    ):
+    pipeline = Deployment(bench.folder / "pipeline", resident_models=str(ROOM))
+    lru = Resident("lru", "--room", str(ROOM), folder=bench.folder / "lru")
+    with Load() as load, together(pipeline, lru):
         _ours(pipeline, jobs[:1])
         lru.run(jobs[:1], "warm")
         for _ in range(rounds):

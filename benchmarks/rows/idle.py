@@ -43,7 +43,7 @@ def idle(bench: Bench) -> list[Measured]:
             return Sample(1, statistics.median(times), {"all": times})
 
         ours(), theirs()
-        rounds = bench.interleave_rounds({"pipeline": ours, "celery": theirs}, rounds=max(5, bench.plan.rounds))
+        rounds = bench.interleave_rounds({"pipeline": ours, "celery": theirs}, rounds=bench.plan.rounds)
     pairs = list(zip(rounds.taken["pipeline"], rounds.taken["celery"], strict=True))
     ratios = [a.seconds / b.seconds for a, b in pairs]
     ours_ms, theirs_ms = (

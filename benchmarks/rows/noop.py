@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis as redis_client
 
-from benchmarks.arms import Deployment, PostgresServer, RedisServer, end, environment, point, until
+from benchmarks.arms import Deployment, PostgresServer, RedisServer, end, environment, point, together, until
 from benchmarks.baselines import b3_noop
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.work import no_ops
@@ -36,7 +36,8 @@ def noop(bench: Bench) -> list[Measured]:
             "sqlite": Deployment(bench.folder / "sqlite"),
             "postgres": Deployment(bench.folder / "postgres", database_url=postgres.new_database()),
         }
-        ours = {arm: _ours(bench, stack.enter_context(pipeline)) for arm, pipeline in arms.items()}
+        stack.enter_context(together(*arms.values()))
+        ours = {arm: _ours(bench, pipeline) for arm, pipeline in arms.items()}
         rounds = bench.interleave({**ours, "b3": lambda: bare.drained(few)})
     return [
         rounds.measured(

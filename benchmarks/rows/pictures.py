@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.arms import CeleryWorker, Deployment, RedisServer, Resident
+from benchmarks.arms import CeleryWorker, Deployment, RedisServer, Resident, together
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.models import model
 from benchmarks.work import SIDES, STEPS, Job
@@ -25,11 +25,9 @@ def pictures(bench: Bench) -> list[Measured]:
     steps = (2, 4) if bench.plan.quick else STEPS
     openmp = {arm: _best_openmp(bench, folder, arm) for arm in ("pipeline", "b0")}
     sizes = best_sizes(bench, folder, "unet-256", sides, openmp=openmp["b0"])
-    with ExitStack() as stack:
-        pipeline = stack.enter_context(Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"]))
-        b0 = stack.enter_context(
-            Resident("b0_pictures", "--model", str(folder), folder=bench.folder / "b0", openmp=openmp["b0"])
-        )
+    pipeline = Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"])
+    b0 = Resident("b0_pictures", "--model", str(folder), folder=bench.folder / "b0", openmp=openmp["b0"])
+    with together(pipeline, b0):
         # A warming round of every shape, as png: what both make can be compared to the last bit.
         check = picture_jobs(folder, DEAL, sides=sides, steps=steps, form="png")
         ran = pipeline.run(check)
@@ -37,7 +35,7 @@ def pictures(bench: Bench) -> list[Measured]:
         drift = furthest(pictures_of(pipeline, ran.batch), [b0.folder / "check" / f"{i}.png" for i in range(DEAL)])
         bench.say(f"the pictures of both arms differ by at most {drift} of 255")
         rate = max(rate, Sample(DEAL, b0.run(check, "check", sizes=sizes)["seconds"]).rate)
-        count = bench.plan.size(rate, deal=DEAL, least=2 * DEAL if bench.plan.quick else 4 * DEAL)
+        count = bench.plan.size(rate, deal=DEAL, least=DEAL if bench.plan.quick else 4 * DEAL)
         jobs = picture_jobs(folder, count, sides=sides, steps=steps)
         rounds = bench.interleave(
             {
@@ -60,11 +58,11 @@ def pictures(bench: Bench) -> list[Measured]:
 def small_latents(bench: Bench) -> list[Measured]:
     """8 by 8 latents: a batch of many costs hardly more than one."""
     folder = model("unet-small-latents")
-    with (
-        RedisServer() as redis,
-        Deployment(bench.folder / "pipeline") as pipeline,
-        CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, kind="pictures") as b1,
-    ):
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        pipeline = Deployment(bench.folder / "pipeline")
+        b1 = CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, kind="pictures")
+        stack.enter_context(together(pipeline, b1))
         check = small_jobs(folder, 32, "png")
         ran = pipeline.run(check)
         _, ids = b1.run(check)

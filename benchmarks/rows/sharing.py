@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from aigc import Client
-from benchmarks.arms import Deployment, until
+from benchmarks.arms import Deployment, together, until
 from benchmarks.measure import Bench, Measured
 from benchmarks.work import no_ops
 from shared.settings import load_settings
@@ -15,7 +15,8 @@ BACKLOG, FEW, SLEEP_S = 100_000, 50, 0.02
 
 def tenants(bench: Bench) -> list[Measured]:
     """Fifty jobs of one tenant while another has 100,000 waiting, against the same fifty alone."""
-    with Deployment(bench.folder / "alone") as alone, Deployment(bench.folder / "behind") as behind:
+    alone, behind = Deployment(bench.folder / "alone"), Deployment(bench.folder / "behind")
+    with together(alone, behind):
         other = Client(load_settings(_env_file=None, data_dir=behind.folder / "data", tenant="large"))
         batch = other.submit(no_ops(BACKLOG, SLEEP_S))
         until(lambda: batch.status().counts["succeeded"], within_s=120, what="the backlog being worked on")
@@ -43,7 +44,8 @@ def tenants(bench: Bench) -> list[Measured]:
 
 def two_workers(bench: Bench) -> list[Measured]:
     """Jobs that sleep 50 ms, on one worker and on two."""
-    with Deployment(bench.folder / "one") as one, Deployment(bench.folder / "two", workers=2) as two:
+    one, two = Deployment(bench.folder / "one"), Deployment(bench.folder / "two", workers=2)
+    with together(one, two):
         warm = no_ops(20, 0.05)
         one.run(warm)
         two.run(warm)

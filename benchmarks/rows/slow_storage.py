@@ -6,7 +6,7 @@ import threading
 import time
 from contextlib import ExitStack
 
-from benchmarks.arms import Deployment
+from benchmarks.arms import Deployment, together
 from benchmarks.measure import Bench, Measured
 from benchmarks.models import model
 from benchmarks.work import pictures
@@ -44,13 +44,14 @@ def slow_storage(bench: Bench) -> list[Measured]:
                 "s3_access_key_id": swift.access_key, "s3_secret_access_key": swift.secret_key,
                 "s3_addressing": "path",
             }  # fmt: skip
-            arms[arm] = proxy, stack.enter_context(Deployment(bench.folder / arm, **settings))
+            arms[arm] = proxy, Deployment(bench.folder / arm, **settings)
             proxy.delay_s = delay_s
+        stack.enter_context(together(*(pipeline for _, pipeline in arms.values())))
         jobs = pictures(folder, 12, sides=(256,), steps=(4,))
         for _, pipeline in arms.values():
             pipeline.run(jobs)
         rate = arms["quiet"][1].run(jobs).sample().rate
-        jobs = pictures(folder, bench.plan.size(rate, deal=8), sides=(256,), steps=(4,))
+        jobs = pictures(folder, bench.plan.size(rate, deal=4), sides=(256,), steps=(4,))
         rounds = bench.interleave(
             {arm: lambda pipeline=pipeline: pipeline.run(jobs).sample() for arm, (_, pipeline) in arms.items()}  # type: ignore[misc]
         )

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import CeleryWorker, Deployment, RedisServer, Resident
+from benchmarks.arms import CeleryWorker, Deployment, RedisServer, Resident, together
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.models import model
 from benchmarks.work import DEAL, Job, mixed_texts, tokens
@@ -32,25 +32,23 @@ def texts(bench: Bench) -> list[Measured]:
     policy = best_policy(bench, name, folder, openmp["b0"])
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
-        pipeline = stack.enter_context(Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"]))
-        b0 = stack.enter_context(
-            Resident("b0_text", "--model", str(folder), folder=bench.folder / "b0", openmp=openmp["b0"])
-        )
-        one_by_one = CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, openmp=openmp["b1"])
-        batches = CeleryWorker(
+        pipeline = Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"])
+        b0 = Resident("b0_text", "--model", str(folder), folder=bench.folder / "b0", openmp=openmp["b0"])
+        b1 = CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, openmp=openmp["b1"])
+        b2 = CeleryWorker(
             "b2_celery_batches", bench.folder / "b2", redis.url, model=folder, openmp=openmp["b2"],
             pool=("--pool", "solo"),
         )  # fmt: skip
-        b1, b2 = stack.enter_context(one_by_one), stack.enter_context(batches)
-        warm = mixed_texts(folder, DEAL, seed=9)
+        stack.enter_context(together(pipeline, b0, b1, b2))
+        warm = mixed_texts(folder, DEAL // 4 if bench.plan.quick else DEAL, seed=9)
         rate = Sample(tokens(warm), b0.run(warm, "warm.jsonl", **POLICIES[policy])["seconds"]).rate
         bench.say(f"B0, {policy}, warming up: {rate:.3g} tokens/s")
         pipeline.run(warm)
         b1.run(warm[:2])
         b2.run(warm[:2])
         each = tokens(mixed_texts(folder, 64)) / 64
-        count = bench.plan.size(rate / each, deal=DEAL, least=16 if bench.plan.quick else 96)
-        few, some = (DEAL // 2, DEAL) if bench.plan.quick else (count // 8, count // 2)
+        count = bench.plan.size(rate / each, deal=DEAL, least=DEAL if bench.plan.quick else 96)
+        few, some = (DEAL // 4, DEAL) if bench.plan.quick else (count // 8, count // 2)
         jobs = mixed_texts(folder, count)
         last: dict[str, list[str]] = {}
 

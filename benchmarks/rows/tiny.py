@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.arms import CeleryWorker, Deployment, RedisServer
+from contextlib import ExitStack
+
+from benchmarks.arms import CeleryWorker, Deployment, RedisServer, together
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.models import model
 from benchmarks.rows.texts import alike, best_openmp, by_celery
@@ -13,11 +15,11 @@ def tiny(bench: Bench) -> list[Measured]:
     """Pipeline against one Celery task per job."""
     folder = model("gpt2-7m")
     openmp = {arm: best_openmp(bench, "gpt2-7m", arm, folder) for arm in ("pipeline", "b1")}
-    with (
-        RedisServer() as redis,
-        Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"]) as pipeline,
-        CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, openmp=openmp["b1"]) as b1,
-    ):
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        pipeline = Deployment(bench.folder / "pipeline", openmp=openmp["pipeline"])
+        b1 = CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, openmp=openmp["b1"])
+        stack.enter_context(together(pipeline, b1))
         warm = tiny_texts(folder, 64, seed=9)
         pipeline.run(warm)
         ours_rate = pipeline.run(warm).sample().rate

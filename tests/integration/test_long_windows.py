@@ -89,10 +89,7 @@ def client(settings: Settings) -> Client:
 
 @pytest.fixture
 def flow(monkeypatch: pytest.MonkeyPatch) -> type[Flow]:
-    Flow.met, Flow.company, Flow.begun = [], [], 0
-    Flow.each_step = staticmethod(lambda ids: None)
-    monkeypatch.setattr(residency, "_generator_for", lambda task, files: Flow)
-    return Flow
+    return Flow.serve(monkeypatch)
 
 
 @pytest.fixture

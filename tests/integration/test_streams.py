@@ -38,6 +38,14 @@ class Flow(Generator):
     begun: ClassVar[int]
 
     @classmethod
+    def serve(cls, monkeypatch: pytest.MonkeyPatch) -> type[Self]:
+        """From now on every job is served by it; nothing is remembered yet."""
+        cls.met, cls.company, cls.begun = [], [], 0
+        cls.each_step = staticmethod(lambda ids: None)
+        monkeypatch.setattr(residency, "_generator_for", lambda task, files: cls)
+        return cls
+
+    @classmethod
     def load(cls, files: ModelFiles | None, device: Device) -> Self:
         return cls()
 
@@ -79,10 +87,7 @@ def _made(job: Work) -> Done:
 
 @pytest.fixture
 def flow(monkeypatch: pytest.MonkeyPatch) -> type[Flow]:
-    Flow.met, Flow.company, Flow.begun = [], [], 0
-    Flow.each_step = staticmethod(lambda ids: None)
-    monkeypatch.setattr(residency, "_generator_for", lambda task, files: Flow)
-    return Flow
+    return Flow.serve(monkeypatch)
 
 
 @pytest.fixture
