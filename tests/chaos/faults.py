@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import redis
@@ -28,6 +29,8 @@ log = logging.getLogger("chaos.faults")
 LONGER_THAN_LEASE_S = 4.5
 #: a zombie stays frozen until it has lost its work, or so long at most: its parent would end it as stalled
 ZOMBIE_S = 7.0
+#: after so long a zombie that woke has met the guard, or does not
+NOTICED_S = 1.5
 #: a fault that finds nobody to hit is tried again for so long
 PATIENCE_S = 30.0
 
@@ -149,9 +152,8 @@ class Hand:
             self._freeze_sender(stall)
         for zombie in [zombie for zombie in self._zombies if self._is_due(zombie)]:
             self._zombies.remove(zombie)
-            if not (zombie.frozen and self._has_ended(zombie)):
-                self._try_again(Planned(at_s, "zombie"))
             self._crew.thaw([zombie.process])
+            self._later(NOTICED_S, partial(self._judge, zombie.session, at_s))
         for planned in [planned for planned in self._left if planned.at_s <= at_s]:
             if self._do(planned.kind):
                 log.info("%.1f s: %s", at_s, planned.kind)
@@ -160,10 +162,17 @@ class Hand:
                 self.missed[planned.kind] += 1
                 self._left.remove(planned)
 
-    def _try_again(self, planned: Planned) -> None:
-        """What hit nobody after all comes once more, while others are to come as well."""
-        if any(other.at_s > planned.at_s for other in self._left):
-            self._left.append(planned)
+    def _judge(self, session: str, at_s: float) -> None:
+        """A zombie that did not meet the guard comes once more, as long as other faults are to come as well.
+
+        It was ended in its sleep, say, or heard that it was presumed dead before its COMMIT was due.
+        """
+        if self._left and not self._met_the_guard(session):
+            self._left.append(Planned(at_s, "zombie"))
+
+    def _met_the_guard(self, session: str) -> bool:
+        said = f"of session {session} had another owner"
+        return any(said in log.read_text(errors="replace") for log in self._crew.logs.glob("worker-*.log"))
 
     def heal(self) -> None:
         """Take everything back now; what was not done yet is not done any more."""
@@ -272,8 +281,7 @@ class Hand:
     def _zombie(self) -> bool:
         """Freeze a worker between an upload of results and their COMMIT until it has lost the jobs; then it goes on.
 
-        Its COMMIT is sent whatever the session has heard meanwhile: the one fault that is sure to meet the guard. One
-        that was ended in its sleep, or kept its jobs, is tried again.
+        Its COMMIT is sent unless the session hears of it before: the one fault that is aimed at the guard.
         """
         self._stalls.append(self._crew.http.script("stall", method="PUT", target="/packs/"))
         return True
@@ -283,7 +291,9 @@ class Hand:
         session = found[0] if (found := _SESSION.search(stall.request.target)) else ""
         found_pids = self._crew.glance(select(worker_sessions.c.pid).where(worker_sessions.c.id == session))
         process = _running(found_pids[0].pid) if found_pids else None
-        if process is not None:
+        if process is None:
+            self._judge(session, 0.0)
+        else:
             self._crew.freeze([process])
             names = _CUSTOM_ID.findall(stall.request.body.decode())
             self._zombies.append(_Zombie(process, session, frozenset(names), time.monotonic() + ZOMBIE_S))
