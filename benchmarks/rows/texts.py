@@ -47,7 +47,7 @@ def texts(bench: Bench) -> list[Measured]:
         b1.run(warm[:2])
         b2.run(warm[:2])
         each = tokens(mixed_texts(folder, 64)) / 64
-        count = bench.plan.size(rate / each, deal=DEAL, least=DEAL if bench.plan.quick else 96)
+        count = bench.plan.size(rate / each, deal=DEAL, least=DEAL if bench.plan.quick else 64)
         few, some = (DEAL // 4, DEAL) if bench.plan.quick else (count // 8, count // 2)
         jobs = mixed_texts(folder, count)
         last: dict[str, list[str]] = {}

@@ -116,6 +116,9 @@ class Hand:
         self._heirs = heirs
         self._rng = random.Random(f"hand {seed}")
         self._left = sorted(schedule, key=lambda planned: planned.at_s)
+        #: until then zombies come again, if none has met the guard, and wait for uploads
+        self._last_s = max((planned.at_s for planned in self._left), default=0.0) + PATIENCE_S
+        self._at_s = 0.0
         self._undo: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         #: uploads that stall, or are to, and whose senders are to be frozen
@@ -131,7 +134,9 @@ class Hand:
     @property
     def over(self) -> bool:
         """Whether nothing is left to do or to take back."""
-        return not self._left and not self._undo and not self._zombies
+        if self._left or self._undo or self._zombies:
+            return False
+        return not self._stalls or self._at_s > self._last_s or self._met_the_guard("")
 
     def injected(self) -> Counter[str]:
         """All that was done so far, by kind."""
@@ -144,6 +149,7 @@ class Hand:
 
     def act(self, at_s: float) -> None:
         """Do what is due `at_s` seconds after the start."""
+        self._at_s = at_s
         while self._undo and self._undo[0][0] <= time.monotonic():
             heapq.heappop(self._undo)[2]()
         for stall in [stall for stall in self._stalls if stall.hit.is_set()]:
@@ -153,7 +159,7 @@ class Hand:
         for zombie in [zombie for zombie in self._zombies if self._is_due(zombie)]:
             self._zombies.remove(zombie)
             self._crew.thaw([zombie.process])
-            self._later(NOTICED_S, partial(self._judge, zombie.session, at_s))
+            self._later(NOTICED_S, partial(self._judge, zombie.session))
         for planned in [planned for planned in self._left if planned.at_s <= at_s]:
             if self._do(planned.kind):
                 log.info("%.1f s: %s", at_s, planned.kind)
@@ -162,21 +168,28 @@ class Hand:
                 self.missed[planned.kind] += 1
                 self._left.remove(planned)
 
-    def _judge(self, session: str, at_s: float) -> None:
-        """A zombie that did not meet the guard comes once more, as long as other faults are to come as well.
+    def _judge(self, session: str) -> None:
+        """A zombie that did not meet the guard comes once more: until the faults are over, or one has met it.
 
         It was ended in its sleep, say, or heard that it was presumed dead before its COMMIT was due.
         """
-        if self._left and not self._met_the_guard(session):
-            self._left.append(Planned(at_s, "zombie"))
+        others = any(planned.kind != "zombie" for planned in self._left)
+        if not self._met_the_guard(session if others else "") and self._at_s < self._last_s:
+            self._left.append(Planned(self._at_s, "zombie"))
 
     def _met_the_guard(self, session: str) -> bool:
-        said = f"of session {session} had another owner"
-        return any(said in log.read_text(errors="replace") for log in self._crew.logs.glob("worker-*.log"))
+        """Whether a session that begins so has."""
+        said = f"of session {session}"
+        return any(
+            said in line and "had another owner" in line
+            for log in self._crew.logs.glob("worker-*.log")
+            for line in log.read_text(errors="replace").splitlines()
+        )
 
     def heal(self) -> None:
         """Take everything back now; what was not done yet is not done any more."""
         self._left.clear()
+        self._last_s = 0.0
         for _, _, undo in sorted(self._undo):
             undo()
         self._undo.clear()
@@ -292,7 +305,7 @@ class Hand:
         found_pids = self._crew.glance(select(worker_sessions.c.pid).where(worker_sessions.c.id == session))
         process = _running(found_pids[0].pid) if found_pids else None
         if process is None:
-            self._judge(session, 0.0)
+            self._judge(session)
         else:
             self._crew.freeze([process])
             names = _CUSTOM_ID.findall(stall.request.body.decode())

@@ -99,9 +99,9 @@ def _special(rng: random.Random, *, scale: int, seconds: float, harmless: bool) 
         mixed = neighbours if harmless else poison + neighbours
         rng.shuffle(mixed)
         made.append(_batch(f"poison-{round_}", at_s, mixed))
-        long, more = [_long(rng) for _ in range(8)], [_long(rng) for _ in range(7)]
-        made.append(_batch(f"checkpoints-{round_}", at_s + 1.0, long))
-        made.append(_batch(f"more-checkpoints-{round_}", at_s + 0.45 * seconds / scale, more))
+        # Whenever a fault looks for one that is on its way, there should be some.
+        for part, (after_s, size) in enumerate(((1.0, 7), (0.35 * seconds / scale, 7), (0.75 * seconds / scale, 7)), 1):
+            made.append(_batch(f"checkpoints-{round_}-{part}", at_s + after_s, [_long(rng) for _ in range(size)]))
         gone = [_job(rng) for _ in range(30)]
         made.append(_batch(f"withdrawn-{round_}", at_s + 2.0, gone, cancel_after_s=rng.uniform(0.1, 0.6)))
         late = [_job(rng, queue=NOBODYS_QUEUE) for _ in range(12)]
