@@ -54,7 +54,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Steady work of each arm, in all its rounds together, at least."""
-        return 1.0 if self.trial else 10.0 if self.quick else 60.0
+        return 1.0 if self.trial else 8.0 if self.quick else 60.0
 
     def size(self, rate: float, *, deal: int = 1, least: int = 1) -> int:
         """How many units a round must have at this rate, in whole deals."""

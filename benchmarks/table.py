@@ -126,7 +126,7 @@ def _block(record: dict[str, Any], path: Path) -> str:
     lines = [
         f"### {record['date']}: {_hardware(about)}",
         "",
-        f"{'A quick run (three rounds, 10 s an arm)' if record['quick'] else 'A full run'}, Python {about['python']}, "
+        f"{'A quick run (three rounds, 8 s an arm)' if record['quick'] else 'A full run'}, Python {about['python']}, "
         + ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
         + f"; all figures: [`{path.name}`](../benchmarks/results/{path.name}).",
         "",

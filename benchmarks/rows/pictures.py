@@ -63,7 +63,7 @@ def small_latents(bench: Bench) -> list[Measured]:
         pipeline = Deployment(bench.folder / "pipeline")
         b1 = CeleryWorker("b1_celery", bench.folder / "b1", redis.url, model=folder, kind="pictures")
         stack.enter_context(together(pipeline, b1))
-        check = small_jobs(folder, 32, "png")
+        check = small_jobs(folder, 16 if bench.plan.quick else 32, "png")
         ran = pipeline.run(check)
         _, ids = b1.run(check)
         drift = furthest(pictures_of(pipeline, ran.batch), b1.outputs(ids))

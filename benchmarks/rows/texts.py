@@ -44,11 +44,11 @@ def texts(bench: Bench) -> list[Measured]:
         rate = Sample(tokens(warm), b0.run(warm, "warm.jsonl", **POLICIES[policy])["seconds"]).rate
         bench.say(f"B0, {policy}, warming up: {rate:.3g} tokens/s")
         pipeline.run(warm)
-        b1.run(warm[:2])
-        b2.run(warm[:2])
+        b1.run(warm[:1])
+        b2.run(warm[:1])
         each = tokens(mixed_texts(folder, 64)) / 64
         count = bench.plan.size(rate / each, deal=DEAL, least=DEAL if bench.plan.quick else 64)
-        few, some = (DEAL // 4, DEAL) if bench.plan.quick else (count // 8, count // 2)
+        few, some = (DEAL // 4, DEAL // 2) if bench.plan.quick else (count // 8, count // 2)
         jobs = mixed_texts(folder, count)
         last: dict[str, list[str]] = {}
 
