@@ -265,6 +265,14 @@ class Crew:
             if kept.process is not None and kept.process.poll() is None:
                 kept.process.send_signal(signal.SIGTERM)
 
+    def gone(self, names: Iterable[str]) -> bool:
+        """Whether nothing is left of these, nor of what they started."""
+        for kept in (self.kept[name] for name in names):
+            self._note(kept)
+            if _alive(kept.seen):
+                return False
+        return True
+
     def end(self) -> None:
         """Tell all to end, thawed; kill what has not ended in time, orphans too."""
         self.thaw()
@@ -284,7 +292,7 @@ def _alive(seen: set[tuple[int, float]]) -> list[psutil.Process]:
     for pid, start in seen:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if process.create_time() == start:
+            if process.create_time() == start and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

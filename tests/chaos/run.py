@@ -235,7 +235,12 @@ class Run:
     def _stop(self, crew: Crew) -> None:
         """Workers first; the keepers see to what is left of them."""
         crew.stop(WORKERS)
-        _until(lambda: _open_sessions(crew) == 0, STOP_S, "the end of every session", crew)
+
+        # One that is still starting has no session yet, and the keepers have to be there when it has.
+        def over() -> bool:
+            return crew.gone(WORKERS) and _open_sessions(crew) == 0
+
+        _until(over, STOP_S, "the end of every worker", crew)
         crew.end()
 
     def _judge(self, crew: Crew, hand: faults.Hand, revived: frozenset[str]) -> None:
