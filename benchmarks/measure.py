@@ -56,6 +56,11 @@ class Plan:
         """Steady work of each arm, in all its rounds together, at least."""
         return 1.0 if self.trial else 8.0 if self.quick else 60.0
 
+    @property
+    def words(self) -> str:
+        """For those who read the figures."""
+        return f"{self.rounds} rounds and {self.seconds:g} s of work of each arm, or more"
+
     def size(self, rate: float, *, deal: int = 1, least: int = 1) -> int:
         """How many units a round must have at this rate, in whole deals."""
         wanted = max(least, rate * self.seconds / self.rounds)

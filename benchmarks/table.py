@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.goals import GOALS, Goal
-from benchmarks.measure import Measured
+from benchmarks.measure import Measured, Plan
 from benchmarks.models import ROOT
 
 FOLDER = ROOT / "benchmarks" / "results"
@@ -27,8 +27,8 @@ class Results:
     def __init__(self, path: Path, *, quick: bool) -> None:
         self.path = path
         self.record: dict[str, Any] = {
-            "date": time.strftime("%Y-%m-%d"), "quick": quick, "machine": machine.described(),
-            "rows": {}, "missing": {},
+            "date": time.strftime("%Y-%m-%d"), "quick": quick, "plan": Plan(quick).words,
+            "machine": machine.described(), "rows": {}, "missing": {},
         }  # fmt: skip
         if path.exists():
             self.record = json.loads(path.read_text(encoding="utf-8"))
@@ -115,8 +115,19 @@ def write_docs() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    blocks = [_block(json.loads(path.read_text(encoding="utf-8")), path) for path in newest()]
+    blocks = [_block(_completed(path), path) for path in newest()]
     DOCUMENT.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(blocks) + f"\n\n{END}{after}", encoding="utf-8")
+
+
+def _completed(path: Path) -> dict[str, Any]:
+    """A run's results; rows that a full run has yet to measure are those of the newest quick one, and say so."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    quick = sorted(FOLDER.glob(f"????-??-??-{path.stem[11:]}-quick.json"))
+    if not record["quick"] and quick:
+        for row, found in json.loads(quick[-1].read_text(encoding="utf-8"))["rows"].items():
+            marked = {"figures": f"{found['figures']} (quick)", "how": f"a quick run: {found['how']}"}
+            record["rows"].setdefault(row, found | marked)
+    return record
 
 
 def _block(record: dict[str, Any], path: Path) -> str:
@@ -126,7 +137,7 @@ def _block(record: dict[str, Any], path: Path) -> str:
     lines = [
         f"### {record['date']}: {_hardware(about)}",
         "",
-        f"{'A quick run (three rounds, 8 s an arm)' if record['quick'] else 'A full run'}, Python {about['python']}, "
+        f"A {'quick' if record['quick'] else 'full'} run ({record['plan']}), Python {about['python']}, "
         + ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
         + f"; all figures: [`{path.name}`](../benchmarks/results/{path.name}).",
         "",

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import table
 from benchmarks.goals import GOALS
-from benchmarks.measure import Bench, Plan, Sample
+from benchmarks.measure import Bench, Measured, Plan, Sample
 from benchmarks.models import ROOT
 from benchmarks.rows import FAMILIES
 from benchmarks.work import DEAL, no_ops, pictures
@@ -93,6 +93,29 @@ def test_the_page_shows_a_row_that_has_no_figure_with_its_reason(
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
+
+
+def test_what_a_full_run_has_yet_to_measure_is_taken_from_a_quick_one_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text(f"{table.BEGIN}\n{table.END}\n")
+    monkeypatch.setattr(table, "DOCUMENT", document)
+    monkeypatch.setattr(table, "FOLDER", tmp_path)
+    for quick, measured in ((True, {"idle": "20 ms", "tiny_b1": "3 jobs/s"}), (False, {"idle": "25 ms"})):
+        ending = "-quick" if quick else ""
+        results = table.Results(tmp_path / f"2026-01-01-some-machine{ending}.json", quick=quick)
+        for row, figures in measured.items():
+            results.note(Measured(row, 6.0, (5.0, 7.0), figures, "so"))
+
+    table.write_docs()
+
+    text = document.read_text(encoding="utf-8")
+    assert "| 25 ms |" in text
+    assert "20 ms" not in text
+    assert "| 3 jobs/s (quick) |" in text
+    assert "a quick run: so" in text
+    assert "A full run (5 rounds and 60 s of work of each arm, or more)" in text
 
 
 def test_recorded_results_belong_to_goals_that_still_stand() -> None:
