@@ -59,7 +59,8 @@ class Plan:
     @property
     def words(self) -> str:
         """For those who read the figures."""
-        return f"{self.rounds} rounds and {self.seconds:g} s of work of each arm, or more"
+        much = f"about {self.seconds:g} s of work of each arm"
+        return f"{self.rounds} rounds or more and {much}, unless a row says otherwise"
 
     def size(self, rate: float, *, deal: int = 1, least: int = 1) -> int:
         """How many units a round must have at this rate, in whole deals."""

@@ -76,32 +76,30 @@ def test_each_deal_of_pictures_holds_the_same_mix() -> None:
     assert len(no_ops(3)) == 3
 
 
-def test_the_page_shows_a_row_that_has_no_figure_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page of figures, beside results of the test's own."""
     document = tmp_path / "performance.md"
     document.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     monkeypatch.setattr(table, "DOCUMENT", document)
     monkeypatch.setattr(table, "FOLDER", tmp_path)
+    return document
+
+
+def test_the_page_shows_a_row_that_has_no_figure_with_its_reason(page: Path, tmp_path: Path) -> None:
     results = table.Results(tmp_path / "2026-01-01-some-machine.json", quick=False)
     results.miss("idle", "broke: no disk")
 
     table.write_docs()
 
-    text = document.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert "broke: no disk" in text
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
 
 
-def test_what_a_full_run_has_yet_to_measure_is_taken_from_a_quick_one_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    document = tmp_path / "performance.md"
-    document.write_text(f"{table.BEGIN}\n{table.END}\n")
-    monkeypatch.setattr(table, "DOCUMENT", document)
-    monkeypatch.setattr(table, "FOLDER", tmp_path)
+def test_what_a_full_run_has_yet_to_measure_is_taken_from_a_quick_one_and_says_so(page: Path, tmp_path: Path) -> None:
     for quick, measured in ((True, {"idle": "20 ms", "tiny_b1": "3 jobs/s"}), (False, {"idle": "25 ms"})):
         ending = "-quick" if quick else ""
         results = table.Results(tmp_path / f"2026-01-01-some-machine{ending}.json", quick=quick)
@@ -110,12 +108,12 @@ def test_what_a_full_run_has_yet_to_measure_is_taken_from_a_quick_one_and_says_s
 
     table.write_docs()
 
-    text = document.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert "| 25 ms |" in text
     assert "20 ms" not in text
     assert "| 3 jobs/s (quick) |" in text
     assert "a quick run: so" in text
-    assert "A full run (5 rounds and 60 s of work of each arm, or more)" in text
+    assert "A full run (5 rounds or more and about 60 s of work of each arm" in text
 
 
 def test_recorded_results_belong_to_goals_that_still_stand() -> None:
