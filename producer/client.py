@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from producer.gateway import DirectGateway, Gateway
+from producer.inputs import Inputs
 from producer.records import BatchRecord, EventRecord, JobRecord, Resumed, SystemRecord, WorkerRecord
 from producer.results import download, result_lines
 from producer.sources import Defaults, Format, from_objects, from_stream, guess_format
@@ -109,7 +110,8 @@ class Client:
         if isinstance(jobs, (str, bytes, Mapping)):
             jobs = [jobs]
         defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
-        with fill_spool(from_objects(jobs, defaults), self.settings.spool_dir, skip_invalid=skip_invalid) as spool:
+        items, inputs = from_objects(jobs, defaults), Inputs(lambda: self._gateway)
+        with fill_spool(items, self.settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid) as spool:
             return self.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires_s)
 
     def submit_file(
@@ -132,9 +134,16 @@ class Client:
         defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
         kind = format or (guess_format(str(source)) if isinstance(source, (str, Path)) else "jsonl")
         with open_source(source) as stream:
-            items = from_stream(stream, kind, defaults)
-            with fill_spool(items, self.settings.spool_dir, skip_invalid=skip_invalid) as spool:
+            items, inputs = from_stream(stream, kind, defaults), Inputs(lambda: self._gateway)
+            with fill_spool(items, self.settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid) as spool:
                 return self.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires_s)
+
+    def upload(self, path: str | Path) -> str:
+        """Store a file once, for any number of jobs: returns `file:<id>`, which a param that takes a file understands.
+
+        The same content again gives the same id. A path in a job is uploaded by `submit` itself.
+        """
+        return f"file:{self._gateway.upload(Path(path).expanduser()).id}"
 
     def submit_spool(
         self,

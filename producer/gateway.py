@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, null, or_, select
@@ -21,11 +22,13 @@ from producer.records import (
 from producer.rows import artifact_record, batch_record, event_record, job_record, with_attempts, worker_record
 from producer.spool import Spool
 from producer.submit import Submitted, submit
+from producer.uploads import upload
 from producer.why import why
+from shared import files, operators
 from shared import jobs as transitions
-from shared import operators
 from shared.database import Database, now
 from shared.errors import NotFound, RequestError, Unavailable
+from shared.files import File
 from shared.ids import batch_of, is_job_id, job_id
 from shared.many import listed
 from shared.operators import Drain, PausedQueue
@@ -57,6 +60,18 @@ class Gateway(Protocol):
         self, spool: Spool, *, batch_id: str, name: str | None, idempotency_key: str | None, expires_s: float | None
     ) -> Submitted:
         """Store a validated spool as a batch and ring."""
+        ...
+
+    def upload(self, path: Path) -> File:
+        """Store a file that jobs may name as `file:<id>`; one whose content is there already is not sent again."""
+        ...
+
+    def file(self, id_: str) -> File:
+        """An uploaded file."""
+        ...
+
+    def has_output(self, job_id: str, position: int) -> bool:
+        """Whether this job has succeeded, and has an output at this position."""
         ...
 
     def batch(self, reference: str) -> BatchRecord:
@@ -160,6 +175,30 @@ class DirectGateway:
             expires_s=expires_s,
         )  # fmt: skip
 
+    def upload(self, path: Path) -> File:
+        """See `producer.uploads.upload`."""
+        create = transitions.nothing_stored_yet(self.db)
+        return upload(self.db, open_storage(self.settings, create=create), self.settings.tenant, path)
+
+    def file(self, id_: str) -> File:
+        """Of this tenant."""
+        found = files.locate(self.db, self.settings.tenant, [id_]) if _storable(id_) else {}
+        if id_ not in found:
+            raise NotFound(f"there is no file:{id_}: upload it with `aigc upload FILE`")
+        return found[id_]
+
+    def has_output(self, job_id: str, position: int) -> bool:
+        """Of a job of this tenant."""
+        a, j = artifacts.c, jobs.c
+        query = (
+            select(a.id)
+            .join(jobs, j.id == a.job_id)
+            .where(j.id == job_id, j.tenant_id == self.settings.tenant, j.state == "succeeded")
+            .where(a.role == "output", a.position == position)
+        )
+        with self.db.read() as connection:
+            return connection.execute(query).first() is not None
+
     def batch(self, reference: str) -> BatchRecord:
         """By id, name, or beginning of an id. What is a job's id is never taken for a batch's name."""
         if not _storable(reference):
@@ -243,7 +282,7 @@ class DirectGateway:
         ).all()
         done = {row.id for row in rows if row.state == "succeeded"}
         awaited = transitions.awaited_by(connection, rows)
-        files: dict[str, list[ArtifactRecord]] = {}
+        made_files: dict[str, list[ArtifactRecord]] = {}
         for row in connection.execute(
             select(artifacts)
             .where(artifacts.c.job_id.in_(listed(row.id for row in rows)), artifacts.c.role != "checkpoint")
@@ -251,7 +290,7 @@ class DirectGateway:
         ):
             # What a job that is not done shows is no result: previews and metrics.
             if row.role in PUBLISHED or row.job_id in done:
-                files.setdefault(row.job_id, []).append(artifact_record(row))
+                made_files.setdefault(row.job_id, []).append(artifact_record(row))
         made: dict[str, Any] = {
             row.job_id: row
             for row in connection.execute(
@@ -264,7 +303,9 @@ class DirectGateway:
         sessions = listed({row.worker_session for row in made.values()})
         of_sessions = select(worker_sessions.c.id, worker_sessions.c.versions).where(worker_sessions.c.id.in_(sessions))
         versions = {row.id: row.versions for row in connection.execute(of_sessions)} if made else {}
-        return [job_record(row, files.get(row.id, []), made.get(row.id), versions, awaited.get(row.id)) for row in rows]
+        return [
+            job_record(row, made_files.get(row.id, []), made.get(row.id), versions, awaited.get(row.id)) for row in rows
+        ]
 
     def events(
         self, batch_id: str, *, after: int = 0, limit: int = 500, line: int | None = None

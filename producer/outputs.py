@@ -36,8 +36,8 @@ _EXTENSIONS = {
     "audio/mp4": "m4a", "audio/aac": "aac", "audio/webm": "weba",
     "video/mp4": "mp4", "video/webm": "webm", "video/quicktime": "mov", "video/x-matroska": "mkv",
     "application/json": "json", "application/jsonl": "jsonl", "application/x-ndjson": "jsonl", "application/zip": "zip",
-    "application/x-safetensors": "safetensors", "application/gzip": "gz", "application/x-tar": "tar",
-    "application/pdf": "pdf", "model/gltf-binary": "glb",
+    "application/x-safetensors": "safetensors", "application/x-npy": "npy", "application/gzip": "gz",
+    "application/x-tar": "tar", "application/pdf": "pdf", "model/gltf-binary": "glb",
 }  # fmt: skip
 
 

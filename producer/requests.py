@@ -270,27 +270,34 @@ def _short(value: object) -> str:
 
 
 def from_text(task_name: str, name: str, value: str) -> Any:
-    """The value of a param that was written as text: as it is where the param is a text, else as JSON if it is JSON."""
-    if _is_text(task_name, name):
+    """The value of a param that was written as text: as it is where the param is a text, else as JSON if it is JSON.
+
+    Of a param that is one text or a list of them, only what is a JSON list is read as JSON.
+    """
+    kinds = _kinds(task_name, name)
+    if not kinds - {str}:
         return value
     try:
-        return from_json(value, allow_inf_nan=False)
+        read = from_json(value, allow_inf_nan=False)
     except ValueError:
         return value
+    return value if str in kinds and not isinstance(read, list) else read
 
 
 @cache
-def _is_text(task_name: str, name: str) -> bool:
+def _kinds(task_name: str, name: str) -> frozenset[object]:
+    """What a param may be, a name out of several counting as a text; just a text where there is no such param."""
     try:
         field = get_task(task_name).params.model_fields.get(name)
     except RequestError:
-        return True
+        field = None
     if field is None:
-        return True
+        return frozenset({str})
     kinds = [field.annotation]
     if isinstance(field.annotation, types.UnionType) or typing.get_origin(field.annotation) is typing.Union:
         kinds = [kind for kind in typing.get_args(field.annotation) if kind is not types.NoneType]
-    return all(kind is str or typing.get_origin(kind) is typing.Literal for kind in kinds)
+    bare = [typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind for kind in kinds]
+    return frozenset(str if typing.get_origin(kind) is typing.Literal else kind for kind in bare)
 
 
 def main_param(task_name: str) -> str:

@@ -20,6 +20,7 @@ from typing import IO, Self
 from pydantic_core import to_json
 
 from producer.custom_ids import CustomIds
+from producer.inputs import Inputs
 from producer.quick import Validator
 from producer.requests import Invalid, ValidJob, draw_seeds
 from producer.sources import Item
@@ -58,6 +59,8 @@ class Spool:
     digest: str = ""
     #: jobs whose owner wants identical work done once
     with_cache: int = 0
+    #: ids of the uploaded files that the jobs name
+    files: list[str] = field(default_factory=list)
     #: where each block ends in the file
     ends: array[int] = field(default_factory=lambda: array("q"))
 
@@ -110,11 +113,16 @@ class Spool:
 
 
 def fill_spool(
-    source: Iterable[Item], folder: Path, *, skip_invalid: bool = False, report: Path | None = None
+    source: Iterable[Item],
+    folder: Path,
+    *,
+    inputs: Inputs | None = None,
+    skip_invalid: bool = False,
+    report: Path | None = None,
 ) -> Spool:
     """Read a source to its end. Raises `InvalidJobs` if anything is wrong with it, unless `skip_invalid`.
 
-    Every problem is written to `report`, if there are any.
+    Files that the jobs name are settled by `inputs`. Every problem is written to `report`, if there are any.
     """
     try:
         for path in (folder.parent, folder):  # the data folder, and the spool in it
@@ -123,7 +131,7 @@ def fill_spool(
     except OSError as error:
         raise _unwritable(folder, error) from None
     try:
-        _fill(spool, source, folder, report)
+        _fill(spool, source, folder, inputs, report)
         if spool.problem_count and not skip_invalid:
             raise InvalidJobs(spool.problems, count=spool.problem_count, report=str(report) if report else None)
         if not spool.total:
@@ -141,19 +149,22 @@ def _unwritable(path: Path, error: OSError) -> Unavailable:
     return Unavailable("data folder", str(path), f"cannot be written: {error.strerror}", advice)
 
 
-def _fill(spool: Spool, source: Iterable[Item], folder: Path, report: Path | None) -> None:
+def _fill(spool: Spool, source: Iterable[Item], folder: Path, inputs: Inputs | None, report: Path | None) -> None:
     validate = Validator()
     with _Report(report) as write, _Blocks(spool, folder) as blocks:
         for line, item in source:
             try:
                 if isinstance(item, Problem):
                     raise Invalid([item])
-                blocks.add(validate(line, item))
+                job = validate(line, item)
+                blocks.add(job if inputs is None else inputs(job))
             except Invalid as invalid:
                 found = invalid.problems
                 spool.problem_count += len(found)
                 spool.problems += found[: max(0, KEPT_PROBLEMS - len(spool.problems))]
                 write(found)
+    if inputs is not None:
+        spool.files = sorted(inputs.files)
 
 
 class _Blocks:

@@ -54,7 +54,7 @@ def submit(
     nothing was accepted. Only `CommitUnknown` leaves open whether it was, and says under which id to look.
     """
     _require_sound(name, idempotency_key, expires_s)
-    batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest)
+    batch = NewBatch(batch_id, settings.tenant, name, spool.total, idempotency_key, spool.digest, spool.files)
     store = _in_one_go if spool.total <= SMALL and len(spool.ends) == 1 else _in_blocks
     first, lane_ids = store(settings, db, spool, batch, expires_s)
     if first != batch.id:

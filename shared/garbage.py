@@ -14,10 +14,10 @@ from itertools import islice
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, literal, or_, select, update
 
-from shared.database import Database
+from shared.database import Database, moment
 from shared.errors import Unavailable
 from shared.storage import ObjectInfo, Storage
-from shared.tables import artifacts, objects, tenants, worker_sessions
+from shared.tables import artifacts, files, objects, tenants, worker_sessions
 
 log = logging.getLogger("aigc.keeper")
 
@@ -25,6 +25,8 @@ log = logging.getLogger("aigc.keeper")
 CHUNK = 500
 #: objects deleted at the same time: a store far away takes its time for each
 AT_ONCE = 8
+#: what somebody began to upload so long ago, and nothing came of
+UPLOAD_S = 86_400.0
 #: what `Storage.check` wrote may be this old before it counts as left behind
 PROBE_S = 3600.0
 #: what is in the storage since longer before the first use of this database is not this database's to judge
@@ -66,8 +68,9 @@ def _condemned(db: Database) -> list[str]:
 def _collectable() -> ColumnElement[bool]:
     o, w = objects.c, worker_sessions.c
     at_work = exists().where(w.id == o.worker_session, w.ended_at.is_(None))
-    referred = exists().where(artifacts.c.object_key == o.key)
-    return and_(or_(_loose("dropped"), and_(_loose("intended"), ~at_work)), ~referred)
+    referred = or_(exists().where(artifacts.c.object_key == o.key), exists().where(files.c.object_key == o.key))
+    given_up = and_(_loose("uploading"), o.created_at < moment() - UPLOAD_S)
+    return and_(or_(_loose("dropped"), and_(_loose("intended"), ~at_work), given_up), ~referred)
 
 
 def _condemn(db: Database) -> list[str]:

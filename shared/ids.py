@@ -23,6 +23,11 @@ def new_batch_id() -> str:
     return _new("b")
 
 
+def new_file_id() -> str:
+    """`f` and 16 digits, for a file that was uploaded."""
+    return _new("f")
+
+
 def new_session_id() -> str:
     """`w` and 16 digits, for one life of a worker process."""
     return _new("w")

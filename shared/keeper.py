@@ -19,6 +19,7 @@ from shared.audit import Auditor
 from shared.counters import upsert
 from shared.database import Database, moment, now
 from shared.errors import AigcError, Unavailable
+from shared.files import forget_unused
 from shared.garbage import collect, collect_strays
 from shared.queue import SOCKET_TIMEOUT_S, Queue
 from shared.settings import Settings
@@ -154,6 +155,7 @@ class Keeper:
         if days is None:
             return
         retired = self._in_turn("retention", RETENTION_EVERY_S, lambda: jobs.retire_batches(self._db, days * DAY_S))
+        self._in_turn("files", RETENTION_EVERY_S, lambda: forget_unused(self._db, days * DAY_S))
         if retired:
             what = "a batch" if retired == 1 else f"{retired} batches"
             log.info("deleted %s that ended more than %g days ago", what, days)

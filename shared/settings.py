@@ -100,6 +100,18 @@ class Settings(BaseSettings):
     memory_growth_mb: Annotated[int, Field(ge=0)] = 4096
     #: megabytes of outputs that a worker may have on their way to the storage before its model waits
     buffer_mb: Annotated[int, Field(ge=1)] = 512
+    #: megabytes that one file may have which a job names
+    input_mb: Annotated[int, Field(ge=1)] = 256
+    #: pixels that a picture may have which a job names
+    input_pixels: Annotated[int, Field(ge=1)] = 64_000_000
+    #: seconds that sound or a video may take which a job names
+    input_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    #: megabytes of fetched files that a worker keeps for jobs to come
+    inputs_mb: Annotated[int, Field(ge=0)] = 2048
+    #: hosts that jobs may name although they are at private addresses (comma separated; `*.studio.lan`)
+    fetch_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    #: objects beside the queue's own store that jobs may name (comma separated; `s3://photos/*`)
+    s3_inputs: Annotated[tuple[str, ...], NoDecode] = ()
     #: where a worker's child tells its parent how it is; set by the parent
     pulse_file: Path | None = None
     #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start
@@ -116,7 +128,7 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("there is no home folder: set AIGC_DATA_DIR") from None
 
-    @field_validator("models_allowed", "queues", mode="before")
+    @field_validator("models_allowed", "queues", "fetch_hosts", "s3_inputs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -290,7 +290,8 @@ objects = Table(
     Column("tenant_id", String(64), nullable=False),
     Column("worker_session", String(64), nullable=False),
     # `intended` before the upload, `stored` once an artifact refers to it, `dropped` when none does any more,
-    # `condemned` once a keeper has begun to delete it: from then on nothing may refer to it
+    # `condemned` once a keeper has begun to delete it: from then on nothing may refer to it. `uploading` is what an
+    # owner of jobs sends in, until a file refers to it
     Column("state", String(16), nullable=False),
     Column("bytes", BigInteger),
     Column("created_at", Double, nullable=False),
@@ -317,6 +318,33 @@ artifacts = Table(
     Column("facts", JSON, nullable=False),
     UniqueConstraint("job_id", "role", "position"),
     Index(None, "object_key"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("object_key", ForeignKey("objects.key"), nullable=False),
+    # as its owner called it
+    Column("name", String(255), nullable=False),
+    # by its name: a worker looks at the content
+    Column("media_type", String(100), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Double, nullable=False),
+    # when it was last uploaded, or named by a batch
+    Column("used_at", Double, nullable=False),
+    UniqueConstraint("tenant_id", "sha256"),
+    Index(None, "object_key"),
+)
+
+batch_files = Table(
+    "batch_files",
+    metadata,
+    Column("batch_id", ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("file_id", ForeignKey("files.id"), primary_key=True),
+    Index(None, "file_id"),
 )
 
 events = Table(

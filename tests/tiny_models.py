@@ -5,6 +5,7 @@ Each function takes a folder to build in and returns the model's own folder; a s
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 from collections.abc import Callable
@@ -145,6 +146,88 @@ def classifier(folder: Path) -> None:
     size = _save_tokenizer(folder)
     config = DistilBertConfig(vocab_size=size, dim=32, hidden_dim=64, n_layers=1, n_heads=2)
     DistilBertForSequenceClassification(config).save_pretrained(folder)
+
+
+@_cached
+def nli(folder: Path) -> None:
+    """The same, trained (it says) to tell what follows from what."""
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    size = _save_tokenizer(folder)
+    labels = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    config = DistilBertConfig(vocab_size=size, dim=32, hidden_dim=64, n_layers=1, n_heads=2, id2label=labels,
+                              label2id={name: n for n, name in labels.items()})  # fmt: skip
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+
+
+def _save_t5(folder: Path, tasks: dict[str, dict[str, str]] | None) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+
+    raw = Tokenizer(models.Unigram())
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    raw.train_from_iterator([WORDS, "summarize: translate English to German: "], trainer)
+    tokenizer = T5TokenizerFast(tokenizer_object=raw, extra_ids=0, model_max_length=96)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(4)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0,
+        eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False, task_specific_params=tasks,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+@_cached
+def t5(folder: Path) -> None:
+    """A T5 of several tasks, which each want a prefix."""
+    prefixes = {"summarization": "summarize: ", "translation_en_to_de": "translate English to German: "}
+    _save_t5(folder, {name: {"prefix": prefix} for name, prefix in prefixes.items()})
+
+
+@_cached
+def bart(folder: Path) -> None:
+    """A BART of 96 positions whose own defaults (beams, least lengths) would change every text."""
+    import torch
+    from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig
+
+    size = _save_tokenizer(folder)
+    torch.manual_seed(5)
+    config = BartConfig(
+        vocab_size=size, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=96, init_std=0.3,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        num_beams=4, min_length=20, no_repeat_ngram_size=3, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    model.save_pretrained(folder)
+
+
+def photos() -> dict[str, str]:
+    """Pictures to begin with, by what is special about them: paths of files that are made once per process."""
+    import tempfile
+
+    from PIL import Image
+
+    folder = Path(tempfile.mkdtemp(prefix="aigc-photos-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    noise = Image.effect_noise((16, 16), 90)
+    made = {
+        "square": Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180))),
+        "other": Image.linear_gradient("L").resize((16, 16)).convert("RGB"),
+        "wide": Image.radial_gradient("L").resize((40, 20)).convert("RGB"),
+        "clear": Image.merge("RGBA", (noise, noise, noise, Image.linear_gradient("L").resize((16, 16)))),
+        "mask": Image.new("L", (16, 16), 0),
+    }
+    made["mask"].paste(255, (0, 0, 8, 16))
+    for name, picture in made.items():
+        picture.save(folder / f"{name}.png")
+    return {name: str(folder / f"{name}.png") for name in made}
 
 
 @_cached

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from shared.errors import Unavailable
 from shared.jobs import ClaimedJob, SessionLost
 from workers.claims import Claims, Taken
+from workers.inputs import Inputs
 from workers.residency import Residency
 from workers.session import Session
 
@@ -53,8 +54,11 @@ class Beside(Generic[T]):
 class Ahead:
     """The claims of one worker session; one thread at a time asks."""
 
-    def __init__(self, claims: Claims, residency: Residency, session: Session, ending: Callable[[], bool]) -> None:
+    def __init__(
+        self, claims: Claims, residency: Residency, session: Session, inputs: Inputs, ending: Callable[[], bool]
+    ) -> None:
         """Once `ending` says so, nothing more is claimed."""
+        self._inputs = inputs
         self._claims = claims
         self._residency = residency
         self._session = session
@@ -71,6 +75,7 @@ class Ahead:
         taken = self._claims.next(self._session.id, self._residency, only=only, full=full, idle=idle)
         if taken is not None:
             self._session.hold(taken.jobs)
+            self._inputs.begin(taken.jobs)
         return taken
 
     @property

@@ -16,6 +16,7 @@ from workers.ceilings import Ceilings
 from workers.costs import Costs
 from workers.finisher import Finisher, Published
 from workers.generators import Failed, Output, Work
+from workers.inputs import Inputs
 from workers.pulse import Pulse
 from workers.session import Session
 
@@ -37,6 +38,8 @@ class Surroundings:
     costs: Costs
     #: claims beside the model
     ahead: Ahead
+    #: the files that jobs name
+    inputs: Inputs
     #: the storage in force; raises `Unavailable`
     storage: Callable[[], Storage]
     #: whether this process should end after the microbatch

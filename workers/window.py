@@ -105,7 +105,12 @@ class Window:
                 message = f"its params are not understood by this version of the worker: {error}"
                 self._hand_over(Failed(job.id, JobFailed("params_invalid", message)), 0.0)
                 continue
-            works.append(Work(job.id, job.task, parsed, job.seed, job.custom_id))
+            try:
+                files = self._around.inputs.of(job.id)
+            except JobFailed as error:
+                self._hand_over(Failed(job.id, error), 0.0)
+                continue
+            works.append(Work(job.id, job.task, parsed, job.seed, job.custom_id, inputs=files))
         return works
 
     # --- in a stream ---

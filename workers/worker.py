@@ -29,6 +29,7 @@ from workers.costs import Costs
 from workers.depot import Depot
 from workers.finisher import Finisher, FinisherBroken
 from workers.generators import Device
+from workers.inputs import Inputs
 from workers.memory import Growth
 from workers.pinned import pinned_device
 from workers.pulse import Pulse
@@ -83,6 +84,7 @@ class Worker:
         #: whether trouble may have left something in our hands that nobody works on
         self._untidy = False
         self._device: Device | None = None
+        self._inputs = Inputs(settings, self._db, self._depot)
         self._residency = Residency(settings, self._pinned)
         self._ceilings, self._costs = Ceilings(), Costs()
         self._claims = Claims(self._db, settings, queues, self._costs.seconds)
@@ -198,6 +200,7 @@ class Worker:
         self._stop_at = self._stop_at if self._stop_at is not None else time.monotonic()
         drained = self._busy.acquire(timeout=max(0.0, self._stop_at - time.monotonic()) + 1.0)
         self._end_session()
+        self._inputs.close()
         if drained:
             self._residency.clear()
             self._busy.release()
@@ -226,7 +229,9 @@ class Worker:
                 patience_s=min(30.0, self._settings.lease_s / 2), stall_s=self._settings.stall_s,
                 buffer_mb=self._settings.buffer_mb,
             )  # fmt: skip
-            self._ahead = Ahead(self._claims, self._residency, self._session, lambda: self._ending or self._resting)
+            self._ahead = Ahead(
+                self._claims, self._residency, self._session, self._inputs, lambda: self._ending or self._resting
+            )
         elif self._untidy:
             self._return_leftovers()
         self._untidy = False
@@ -320,7 +325,8 @@ class Worker:
             session.say("models", sorted(self._residency.models))
             device = self._pinned() if resident.files else Device("cpu", "float32")
             around = Surroundings(
-                self._db, session, finisher, self._pulse, self._ceilings, self._costs, ahead, self._depot.get,
+                self._db, session, finisher, self._pulse, self._ceilings, self._costs, ahead,
+                self._inputs, self._depot.get,
                 self._notice_growth, lambda: self._resting, self._settings.microbatch, self._settings.stall_s,
             )  # fmt: skip
             window = Window(around, resident, device)
@@ -347,6 +353,7 @@ class Worker:
             session.say("set_aside", self._residency.set_aside or None)
             held = session.held(left if window is None else window.unfinished())
             self._give_back(session, held, reason, delay_s=delay_s, code=code, counted=counted)
+            self._inputs.keep_only(id_ for id_, _ in session.all_held())
 
     def _notice_growth(self) -> bool:
         """Between two microbatches: whether this process has gathered so much that it should end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,7 @@ from shared.errors import InvalidJobs, RequestError
 
 if TYPE_CHECKING:
     from producer.client import Batch, Client
+    from producer.inputs import Inputs
     from producer.sources import Defaults
     from producer.spool import Spool
     from shared.errors import Problem
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(epilog="Example: aigc submit jobs.jsonl --name spring --wait --out out/")(submit)
+    app.command(epilog="Example: aigc upload photo.jpg")(upload)
     app.command(epilog="Example: aigc run text-to-image --model starter/shapes prompt='a red circle on blue' seed=7")(
         run
     )
@@ -59,6 +62,7 @@ def submit(
 ) -> None:
     """Submit a file of jobs as one batch; prints the batch's id."""
     from producer.client import Client
+    from producer.inputs import Inputs
     from shared.settings import load_settings
 
     if format not in (None, "jsonl", "csv", "text"):
@@ -72,11 +76,13 @@ def submit(
     settings = load_settings()
     params = _assignments(set_ or [], task)
     defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
-    with _checked(file, format, settings, defaults, skip_invalid=skip_invalid) as spool:
+    reached = functools.cache(lambda: Client(settings))  # a dry run without files needs no database
+    inputs = Inputs(lambda: reached().gateway, send=not dry_run)
+    with _checked(file, format, settings, defaults, inputs, skip_invalid=skip_invalid) as spool:
         if dry_run:
             _show_plan(spool, json=json)
             return
-        client = Client(settings)
+        client = reached()
         batch = client.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires)
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")
@@ -89,7 +95,9 @@ def submit(
         show(batch.id)
 
 
-def _checked(file: str, format: str | None, settings: Settings, defaults: Defaults, *, skip_invalid: bool) -> Spool:
+def _checked(
+    file: str, format: str | None, settings: Settings, defaults: Defaults, inputs: Inputs, *, skip_invalid: bool
+) -> Spool:
     """The file's jobs, validated; says what was left out."""
     from producer.client import open_source
     from producer.sources import from_stream, guess_format
@@ -102,7 +110,7 @@ def _checked(file: str, format: str | None, settings: Settings, defaults: Defaul
     with open_source(sys.stdin.buffer if file == "-" else file) as stream:
         items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
         try:
-            spool = fill_spool(items, settings.spool_dir, skip_invalid=skip_invalid, report=report)
+            spool = fill_spool(items, settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid, report=report)
         except InvalidJobs as error:
             if error.count > 20:
                 note(f"all problems are listed in {report}")
@@ -191,15 +199,31 @@ def run(
             show("\n\n".join(result.get("texts") or [result["text"]]))
         elif result.get("data") is not None:
             show_json(result["data"])
-    # The texts are told; only what is a file by nature becomes one, unless there is a page to look at.
-    media = any(a.media_type.startswith(("image/", "audio/", "video/")) for job in batch.jobs() for a in job.artifacts)
-    if media:
+    # The texts are told; only what is a file by nature becomes one.
+    told = ("text/", "application/json")
+    if any(not a.media_type.startswith(told) for job in batch.jobs() for a in job.artifacts):
         folder = batch.download(out / batch.id)
         for path in sorted(folder.iterdir()) if not json else ():
             if path.suffix not in (".jsonl", ".html"):
                 show(str(path))
         note(f"{folder}/index.html shows them")
     raise typer.Exit(status)
+
+
+def upload(
+    files: Annotated[list[Path], typer.Argument(help="pictures, sound, anything that a job is to read")],
+    json: bool = JSON_OPTION,
+) -> None:
+    """Store files for jobs to read; prints what a param names each by. A path in a job is uploaded without this."""
+    from producer.client import Client
+
+    client = Client()
+    for path in files:
+        file = client.gateway.upload(path.expanduser())
+        if json:
+            show_json({"reference": f"file:{file.id}", "name": file.name, "bytes": file.bytes, "sha256": file.sha256})
+        else:
+            show(f"file:{file.id}")
 
 
 def _planned(task: str, assignments: list[str], vary: list[str], n: int) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from sqlalchemy import (
 from shared.counters import record, upsert
 from shared.database import Database, moment, now
 from shared.errors import NotAllowed
+from shared.files import refer_to_files
 from shared.ids import job_id
 from shared.jobs.bulk import NewJob, store
 from shared.jobs.pieces import CHUNK, by_line
@@ -53,6 +54,8 @@ class NewBatch:
     total: int
     idempotency_key: str | None
     request_digest: str
+    #: ids of the uploaded files that its jobs name
+    files: Sequence[str] = ()
 
 
 class Lane(NamedTuple):
@@ -86,6 +89,7 @@ def _begin(connection: Connection, batch: NewBatch) -> str:
         )  # fmt: skip
         connection.execute(statement.on_conflict_do_nothing())
         if connection.scalar(select(exists().where(batches.c.id == batch.id))):
+            refer_to_files(connection, batch.id, batch.tenant, batch.files)
             return batch.id
         # The same key came in at the same moment under another id, and was first: look again.
     raise NotAllowed(f"idempotency key {batch.idempotency_key!r} is being used right now: try again in a minute")

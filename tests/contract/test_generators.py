@@ -22,11 +22,21 @@ from shared.errors import ModelRejected, RequestError
 from shared.settings import Settings
 from shared.tasks import Params
 from shared.tasks.echo import EchoParams
+from shared.tasks.feature_extraction import FeatureExtractionParams
+from shared.tasks.image_to_image import ImageToImageParams
+from shared.tasks.inpainting import InpaintingParams
+from shared.tasks.inputs import references
+from shared.tasks.summarization import SummarizationParams
+from shared.tasks.text_classification import TextClassificationParams
 from shared.tasks.text_generation import TextGenerationParams
 from shared.tasks.text_to_image import TextToImageParams
+from shared.tasks.translation import TranslationParams
+from shared.tasks.unconditional_image_generation import UnconditionalImageGenerationParams
+from shared.tasks.zero_shot_classification import ZeroShotClassificationParams
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Work
 from workers.generators.echo import Echo
 from workers.generators.picture_files import read_parameters
+from workers.inputs.looks import Limits, examine
 from workers.model_files import resolve
 
 CPU = Device("cpu", "float32")
@@ -61,6 +71,60 @@ def causal_lm() -> type[Generator]:
     return CausalLM
 
 
+def encoder_decoder() -> type[Generator]:
+    from workers.generators.encoder_decoder import EncoderDecoder
+
+    return EncoderDecoder
+
+
+def summarizer() -> type[Generator]:
+    from workers.generators.summarizer import Summarizer
+
+    return Summarizer
+
+
+def translator() -> type[Generator]:
+    from workers.generators.translator import Translator
+
+    return Translator
+
+
+def text_classifier() -> type[Generator]:
+    from workers.generators.text_classifier import TextClassifier
+
+    return TextClassifier
+
+
+def zero_shot_classifier() -> type[Generator]:
+    from workers.generators.zero_shot_classifier import ZeroShotClassifier
+
+    return ZeroShotClassifier
+
+
+def text_embedder() -> type[Generator]:
+    from workers.generators.text_embedder import TextEmbedder
+
+    return TextEmbedder
+
+
+def image_to_image() -> type[Generator]:
+    from workers.generators.diffusers_image_to_image import DiffusersImageToImage
+
+    return DiffusersImageToImage
+
+
+def inpainting() -> type[Generator]:
+    from workers.generators.diffusers_inpainting import DiffusersInpainting
+
+    return DiffusersInpainting
+
+
+def unconditional() -> type[Generator]:
+    from workers.generators.diffusers_unconditional import DiffusersUnconditional
+
+    return DiffusersUnconditional
+
+
 def text_to_image() -> type[Generator]:
     from workers.generators.diffusers_text_to_image import DiffusersTextToImage
 
@@ -84,6 +148,8 @@ class Kind:
     bad: tuple[tuple[dict[str, Any], str], ...] = ()
     #: models that it must reject
     wrong: tuple[Callable[[Path], Path], ...] = ()
+    #: those of them whose config is in order: what is wrong shows when they are loaded
+    wrong_inside: tuple[Callable[[Path], Path], ...] = (tiny_models.no_head_weights,)
 
 
 TEXTS = (
@@ -115,6 +181,15 @@ BAD_TEXTS = (
     ({"messages": [{"role": "user", "content": "hi"}]}, "no_chat_template"),
 )
 
+PAIR = {"source_language": "en", "target_language": "de", "max_new_tokens": 10}
+BAD_ANSWERS = (
+    ({"prompt": "hat " * 200, "max_new_tokens": 5}, "prompt_too_long"),
+    ({"prompt": "buy", "max_new_tokens": 5000}, "length_unsupported"),
+)
+PHOTOS = tiny_models.photos()
+#: more than one pass takes, of several lengths
+MANY_TEXTS = [f"{number} pairs of new shoes" + " and a hat" * (number % 5) for number in range(1, 41)]
+
 KINDS = [
     Kind(
         "echo",
@@ -139,6 +214,109 @@ KINDS = [
         )
         for model in (tiny_models.gpt2, tiny_models.llama)
     ),
+    *(
+        Kind(
+            f"encoder-decoder {model.__name__}",
+            "text-generation",
+            encoder_decoder,
+            model,
+            TextGenerationParams,
+            mixed=TEXTS,
+            several=({"prompt": "old hats", "max_new_tokens": 12, "temperature": 1.2, "num_return_sequences": 3}, 3),
+            bad=BAD_ANSWERS if model is tiny_models.bart else BAD_ANSWERS[:1],
+            wrong=(tiny_models.gpt2, tiny_models.classifier, tiny_models.stable_diffusion),
+        )
+        for model in (tiny_models.t5, tiny_models.bart)
+    ),
+    *(
+        Kind(
+            f"summarizer {model.__name__}",
+            "summarization",
+            summarizer,
+            model,
+            SummarizationParams,
+            mixed=(
+                {"text": "new shoes for every road", "max_new_tokens": 12},
+                {"text": "old hats, blue cups & warm coats for a long winter", "num_beams": 1, "max_new_tokens": 9},
+                {"text": "buy two", "max_new_tokens": 14, "min_new_tokens": 6},
+                {"text": LONG * 5, "long_text": "truncate", "max_new_tokens": 8},
+            ),
+            bad=(({"text": LONG * 5}, "prompt_too_long"),),
+            wrong=(tiny_models.gpt2, tiny_models.classifier, tiny_models.stable_diffusion),
+            wrong_inside=(tiny_models.gpt2,),
+        )
+        for model in (tiny_models.t5, tiny_models.bart)
+    ),
+    Kind(
+        "translator t5",
+        "translation",
+        translator,
+        tiny_models.t5,
+        TranslationParams,
+        mixed=(
+            {"text": "new shoes for every road"} | PAIR,
+            {"text": "old hats", "num_beams": 1} | PAIR,
+            {"text": "for a long winter", "num_beams": 2, "length_penalty": 0.5} | PAIR,
+        ),
+        bad=(
+            ({"text": LONG * 5} | PAIR, "prompt_too_long"),
+            ({"text": "x", "source_language": "en", "target_language": "fr", "max_new_tokens": 9}, "language_unknown"),
+        ),
+        wrong=(tiny_models.gpt2, tiny_models.classifier, tiny_models.stable_diffusion),
+        wrong_inside=(tiny_models.gpt2,),
+    ),
+    Kind(
+        "classifier",
+        "text-classification",
+        text_classifier,
+        tiny_models.classifier,
+        TextClassificationParams,
+        mixed=(
+            {"text": MANY_TEXTS},
+            {"text": "new shoes"},
+            {"text": ["old hats", "blue cups and warm coats for a long winter"], "top_k": 1},
+            {"text": "buy two", "function_to_apply": "sigmoid"},
+            {"text": "buy two", "function_to_apply": "none"},
+            {"text": LONG * 12, "long_text": "truncate"},
+        ),
+        bad=(({"text": LONG * 12}, "text_too_long"),),
+        wrong=(tiny_models.headless, tiny_models.gpt2, tiny_models.stable_diffusion),
+    ),
+    Kind(
+        "nli",
+        "zero-shot-classification",
+        zero_shot_classifier,
+        tiny_models.nli,
+        ZeroShotClassificationParams,
+        mixed=(
+            {"text": MANY_TEXTS, "candidate_labels": ["shoes", "hats"]},
+            {"text": "new shoes", "candidate_labels": ["shoes", "hats", "cups"]},
+            {"text": ["a", "b"], "candidate_labels": ["shoes"], "multi_label": True},
+            {"text": "new", "candidate_labels": ["x", "y"], "hypothesis_template": "{}!"},
+        ),
+        bad=(({"text": LONG * 12, "candidate_labels": ["x", "y"]}, "text_too_long"),),
+        wrong=(tiny_models.classifier, tiny_models.gpt2, tiny_models.stable_diffusion),
+    ),
+    *(
+        Kind(
+            f"embedder {model.__name__}",
+            "feature-extraction",
+            text_embedder,
+            model,
+            FeatureExtractionParams,
+            mixed=(
+                {"text": MANY_TEXTS},
+                {"text": "new shoes", "pooling": "cls"},
+                {"text": ["old hats", "blue cups and warm coats for a long winter"], "pooling": "last"},
+                {"text": "buy two", "normalize": False, "prefix": "query: "},
+                {"text": "buy two", "dimensions": 8, "format": "json"},
+                {"text": LONG * 12, "long_text": "truncate"},
+            ),
+            bad=(({"text": LONG * 12}, "text_too_long"), ({"text": "x", "dimensions": 999}, "param_unsupported")),
+            wrong=(tiny_models.stable_diffusion,),
+        )
+        for model in (tiny_models.classifier, tiny_models.gpt2)
+    ),
     Kind(
         "stable diffusion",
         "text-to-image",
@@ -160,6 +338,61 @@ KINDS = [
         several=(PICTURE | {"prompt": "hats", "num_images": 3, "scheduler": "ddpm"}, 3),
         bad=((PICTURE | {"prompt": LONG, "long_prompt": "fail"}, "prompt_too_long"),),
         wrong=(tiny_models.ddpm, tiny_models.gpt2, tiny_models.classifier),
+    ),
+    Kind(
+        "picture from a picture",
+        "image-to-image",
+        image_to_image,
+        tiny_models.stable_diffusion,
+        ImageToImageParams,
+        mixed=(
+            PICTURE | {"prompt": "a hat", "image": PHOTOS["square"], "strength": 0.9},
+            PICTURE | {"prompt": "two blue cups", "image": PHOTOS["other"], "strength": 0.9},
+            PICTURE | {"prompt": "a road", "image": PHOTOS["square"], "strength": 0.5, "num_inference_steps": 6},
+            PICTURE | {"prompt": "a road", "image": PHOTOS["wide"]},
+            PICTURE | {"prompt": "a road", "image": PHOTOS["wide"], "width": 24, "height": 32, "fit": "pad"},
+            PICTURE | {"prompt": "a shoe", "image": PHOTOS["clear"], "num_images": 2, "format": "webp"},
+        ),
+        several=(PICTURE | {"prompt": "hats", "image": PHOTOS["square"], "strength": 1.0, "num_images": 3}, 3),
+        bad=(
+            (PICTURE | {"prompt": "x", "image": PHOTOS["square"], "strength": 0.1}, "param_unsupported"),
+            (PICTURE | {"prompt": "x", "image": PHOTOS["square"], "image_guidance_scale": 2}, "param_unsupported"),
+        ),
+        wrong=(tiny_models.ddpm, tiny_models.gpt2, tiny_models.classifier),
+    ),
+    Kind(
+        "part of a picture",
+        "inpainting",
+        inpainting,
+        tiny_models.stable_diffusion,
+        InpaintingParams,
+        mixed=(
+            PICTURE | {"prompt": "a hat", "image": PHOTOS["square"], "mask": PHOTOS["mask"], "strength": 1.0},
+            PICTURE | {"prompt": "a cup", "image": PHOTOS["other"], "mask": PHOTOS["mask"], "strength": 1.0},
+            PICTURE | {"prompt": "a cup", "image": PHOTOS["other"], "mask": PHOTOS["mask"], "keep": False},
+            PICTURE | {"prompt": "a cup", "image": PHOTOS["wide"], "mask": PHOTOS["mask"], "format": "jpeg"},
+        ),
+        several=(
+            PICTURE
+            | {"prompt": "hats", "image": PHOTOS["square"], "mask": PHOTOS["mask"], "strength": 1.0, "num_images": 3},
+            3,
+        ),
+        wrong=(tiny_models.ddpm, tiny_models.gpt2, tiny_models.classifier),
+    ),
+    Kind(
+        "ddpm",
+        "unconditional-image-generation",
+        unconditional,
+        tiny_models.ddpm,
+        UnconditionalImageGenerationParams,
+        mixed=(
+            {"num_inference_steps": 3},
+            {"num_inference_steps": 3, "num_images": 2},
+            {"num_inference_steps": 2, "format": "webp"},
+            {"num_inference_steps": 3, "scheduler": "ddim"},
+        ),
+        several=({"num_inference_steps": 3, "num_images": 3}, 3),
+        wrong=(tiny_models.stable_diffusion, tiny_models.gpt2),
     ),
 ]
 
@@ -207,7 +440,10 @@ def generator(kind: Kind, load: Callable[..., Generator]) -> Generator:
 
 
 def work(kind: Kind, params: dict[str, Any], number: int = 0, seed: int | None = None) -> Work:
-    return Work(f"job-{number}", kind.task, kind.params.model_validate(params), 100 * number if seed is None else seed)
+    said = kind.params.model_validate(params)
+    limits = Limits(pixels=10**7, seconds=100.0)
+    files = {each.place: examine(Path(each.text), each.kind, each.text, limits) for each in references(said)}
+    return Work(f"job-{number}", kind.task, said, 100 * number if seed is None else seed, inputs=files)
 
 
 def run_all(
@@ -241,10 +477,29 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     assert isinstance(other, Done)
     assert [output.facts for output in one.outputs] == [output.facts for output in other.outputs]
     for output, a, b in zip(one.outputs, bodies(one), bodies(other), strict=True):
-        if output.media_type.startswith("image/"):
+        if output.media_type == "application/x-npy":
+            assert np.allclose(np.load(io.BytesIO(a)), np.load(io.BytesIO(b)), atol=2e-6)
+        elif output.media_type == "application/json" and a != b:
+            assert_close(json.loads(a), json.loads(b))
+        elif output.media_type.startswith("image/"):
             assert np.abs(pixels(a) - pixels(b)).max() <= (2 if output.media_type == "image/png" else 24)
         else:
             assert a == b
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Equal but for the last digit of numbers."""
+    if isinstance(one, float):
+        assert one == pytest.approx(other, abs=1.1e-5)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        assert_close(list(one.values()), list(other.values()))
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_close(a, b)
+    else:
+        assert one == other
 
 
 # ── every generator ──
@@ -343,7 +598,7 @@ def test_a_model_of_another_kind_is_rejected(kind: Kind, root: Path) -> None:
             kind.generator().load(files, CPU)
         assert (error.value.code, error.value.retryable) == ("model_wrong_task", False)
         assert files.ref in error.value.message
-        if model is not tiny_models.no_head_weights:  # its config is in order
+        if model not in kind.wrong_inside:
             assert not kind.generator().serves(files)
     if kind.model is not None:
         assert kind.generator().serves(files_of(kind.model, root))

@@ -343,13 +343,13 @@ def test_a_model_that_gives_other_logits_in_a_stream_is_not_stepped(
 def test_static_batches_are_alike_in_length_and_within_a_budget_of_tokens(
     gpt2: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers.generators import causal_lm
+    from workers.generators import static_passes
 
     jobs = [job(i, prompt="hats " * (1 + i % 7), max_new_tokens=8 * (1 + i % 5)) for i in range(40)]
-    monkeypatch.setitem(causal_lm._TOKENS, "cpu", 300)
+    monkeypatch.setitem(static_passes._TOKENS, "cpu", 300)
     groups = gpt2.cut(jobs, 16)
     assert sorted(one.job_id for group in groups for one in group) == sorted(one.job_id for one in jobs)
-    assert all(len(group) * max(map(causal_lm._tokens, group)) <= 300 for group in groups)
+    assert all(len(group) * max(map(static_passes._tokens, group)) <= 300 for group in groups)
     lengths = [one.params.max_new_tokens for group in groups for one in group]
     assert lengths == sorted(lengths)
     short, long = job(0, prompt="a", max_new_tokens=4), job(1, prompt="a", max_new_tokens=4000)
@@ -470,7 +470,7 @@ def test_vllm_is_asked_before_transformers() -> None:
         )
         patch.setattr(CausalLM, "serves", classmethod(lambda cls, files: asked.append("transformers") or True))
         files = ModuleType("files")
-        files.kind = "transformers"  # type: ignore[attr-defined]
+        files.kind, files.config = "transformers", {}  # type: ignore[attr-defined]
         assert _generator_for("text-generation", files) is CausalLM  # type: ignore[arg-type]
     assert asked == ["vllm", "transformers"]
 

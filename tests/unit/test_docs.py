@@ -25,7 +25,7 @@ from shared.ids import batch_of, job_id, new_batch_id
 from shared.settings import Settings
 from shared.tables import JOB_STATES
 from shared.tasks import all_tasks
-from shared.tasks.text_to_image import Scheduler
+from shared.tasks.pictures import Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -158,13 +158,14 @@ def test_variables_are_settings(page: Path) -> None:
     assert named <= known
 
 
-def rows(page: Path, title: str) -> dict[str, list[str]]:
+def rows(page: Path, title: str, *, linked: bool = False) -> dict[str, list[str]]:
     """The rows of the first table under a title, by what stands in backticks in their first cell."""
     after = f"\n{read(page)}".partition(f"\n{title}\n")[2]
     table = re.search(r"(^\|.*\|\n)+", after, re.MULTILINE)
     assert table, title
     cells = [[cell.strip() for cell in line.strip("|\n").split(" | ")] for line in table[0].splitlines()[2:]]
-    return {row[0].strip("` "): row[1:] for row in cells}
+    names = [re.sub(r"^\[(.*)\]\(.*\)$", r"\1", row[0]) if linked else row[0] for row in cells]
+    return {name.strip("` "): row[1:] for name, row in zip(names, cells, strict=True)}
 
 
 def shown(value: object) -> str:
@@ -199,11 +200,16 @@ def test_every_param_is_documented_as_the_task_has_it(task: Any) -> None:
         for name, field in fields
     }
 
-    assert rows(DOCS / "job-files.md", f"### `{task.name}`") == wanted
+    page = DOCS / "tasks" / f"{task.name}.md"
+    [example] = blocks(page, "json")
+
+    assert rows(page, "## Params") == wanted
+    assert json.loads(example) == dict(task.example)
+    assert task.name in rows(DOCS / "job-files.md", "## Params", linked=True)
 
 
 def test_every_scheduler_is_documented() -> None:
-    listed = re.search(r"`scheduler` is one of (.*)\.\n", read(DOCS / "job-files.md"))
+    listed = re.search(r"`scheduler` is one of (.*)\.\n", read(DOCS / "tasks" / "text-to-image.md"))
 
     assert listed is not None
     assert re.findall(r"`(\w+)`", listed[1]) == list(get_args(Scheduler))

@@ -13,7 +13,7 @@ HEAVY = {"torch", "transformers", "diffusers", "accelerate", "numpy", "pandas", 
 LATER = {"celery", "kombu", "boto3", "botocore", "alembic", "sqlalchemy", "psycopg", "redis"}
 COMMANDS = (
     "up", "down", "worker", "keeper", "migrate", "doctor", "submit", "run", "status", "watch", "list", "results", "why",
-    "events", "tasks", "models", "cancel", "retry", "pause", "resume", "drain",
+    "events", "tasks", "models", "cancel", "retry", "pause", "resume", "drain", "upload",
 )  # fmt: skip
 
 

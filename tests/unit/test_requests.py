@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from producer.requests import MAX_METADATA, Invalid, ValidJob, draw_seeds, from_text, main_param, validate
-from shared.tasks import get_task
+from shared.tasks import all_tasks, get_task
 
 TEXT = {"task": "text-generation", "model": "gpt2"}
 
@@ -60,7 +60,7 @@ def problems(job: dict[str, Any], line: int = 17) -> list[str]:
             "params.width: must be a multiple of 8, got 30",
         ),
         ({"task": "ecko", "params": {}}, "task: unknown task 'ecko'; did you mean 'echo'?"),
-        ({"task": "zzz", "params": {}}, "task: unknown task 'zzz'; known: echo, text-generation, text-to-image"),
+        ({"task": "zzz", "params": {}}, "task: unknown task 'zzz'; known: " + ", ".join(all_tasks())),
         ({**echo(), "meta": {}}, "meta: unknown name; did you mean 'metadata'?"),
         ({"task": "echo"}, "params: is required"),
         ({"task": "echo", "params": [1]}, "params: must be an object, got [1]"),
@@ -201,6 +201,10 @@ def test_metadata_is_measured_in_bytes() -> None:
         ("text-generation", "messages", '[{"role": "user"}]', [{"role": "user"}]),
         ("text-generation", "stop", "END", "END"),
         ("text-generation", "stop", '["a", "b"]', ["a", "b"]),
+        ("text-classification", "text", "5", "5"),
+        ("text-classification", "text", '{"a": 1}', '{"a": 1}'),
+        ("text-classification", "text", '["a", "b"]', ["a", "b"]),
+        ("text-classification", "function_to_apply", "none", "none"),
         ("echo", "message", "5", 5),
         ("echo", "message", "NaN", "NaN"),
         ("echo", "message", "hello", "hello"),

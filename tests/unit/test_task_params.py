@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from shared.tasks import all_tasks
 from shared.tasks.text_generation import TASK as TEXT
 from shared.tasks.text_generation import TextGenerationParams
 from shared.tasks.text_to_image import TASK as IMAGE
@@ -19,7 +20,7 @@ def image(**params: object) -> TextToImageParams:
     return TextToImageParams.model_validate({"prompt": "a hat", **params})
 
 
-@pytest.mark.parametrize("task", [TEXT, IMAGE], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", all_tasks().values(), ids=lambda task: task.name)
 def test_each_task_has_an_example_that_is_valid_and_describes_every_field(task) -> None:
     params = task.params.model_validate(task.example["params"])
     assert task.cost(params) > 0
@@ -125,3 +126,27 @@ def test_cost_grows_with_the_work() -> None:
     )
     assert IMAGE.cost(image(width=1024, height=1024)) == pytest.approx(4 * IMAGE.cost(image(width=512, height=512)))
     assert IMAGE.cost(image(num_images=3, num_inference_steps=60)) == pytest.approx(6 * IMAGE.cost(image()))
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "advice"),
+    [
+        ("text-classification", {"text": []}, "at least 1 item"),
+        ("text-classification", {"text": ""}, "at least 1 character"),
+        ("text-classification", {"text": ["a", ""]}, "at least 1 character"),
+        ("zero-shot-classification", {"text": "a", "candidate_labels": ["b"]}, "give several, or set multi_label=true"),
+        ("zero-shot-classification", {"text": "a", "candidate_labels": ["b", "b"]}, "twice: remove it"),
+        (
+            "zero-shot-classification",
+            {"text": "a", "candidate_labels": ["b", "c"], "hypothesis_template": "about"},
+            "must hold `{}` once",
+        ),
+        ("summarization", {"text": "a", "min_new_tokens": 200}, "more than max_new_tokens=128: lower it"),
+        ("summarization", {"text": "a", "num_beams": 1, "length_penalty": 1}, "has no effect without beams"),
+        ("translation", {"text": "a", "num_beams": 1, "length_penalty": 1}, "has no effect without beams"),
+    ],
+)
+def test_what_cannot_be_done_with_texts_is_refused_with_advice(task: str, params: dict, advice: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        all_tasks()[task].params.model_validate(params)
+    assert advice in str(error.value)

@@ -21,6 +21,7 @@ _EXTENSIONS = {
     "image/webp": "webp",
     "text/plain": "txt",
     "application/json": "json",
+    "application/x-npy": "npy",
 }
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from shared.errors import JobFailed
+from workers.inputs.looks import InputFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Work:
     custom_id: str = ""
     #: where an earlier attempt got to; only for a generator that `resumes`
     checkpoint: Checkpoint | None = None
+    #: the files that its params name, by their place there (`image`, `images.0`): here, and looked at
+    inputs: Mapping[str, InputFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

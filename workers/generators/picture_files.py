@@ -66,7 +66,7 @@ def describe(record: Mapping[str, Any], sampler: str) -> str:
     """The web UI's `parameters` text."""
     params = record["params"]
     facts = {
-        "Steps": params["num_inference_steps"],
+        "Steps": params.get("num_inference_steps"),
         "Sampler": sampler,
         "CFG scale": record["guidance_scale"],
         "Seed": record["seed"],
@@ -74,7 +74,7 @@ def describe(record: Mapping[str, Any], sampler: str) -> str:
         "Model": record["model"],
         "Version": "aigc",
     }
-    lines = [params["prompt"]]
+    lines = [params.get("prompt", "")]
     if params.get("negative_prompt"):
         lines.append(f"Negative prompt: {params['negative_prompt']}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items() if value is not None))

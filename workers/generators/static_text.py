@@ -32,11 +32,7 @@ def generate_together(
     `masks` says whether the model takes an attention mask. Rows that search with beams want their like beside them.
     """
     width = max(len(row.prompt) for row in rows)
-    prompts = [[pad] * (width - len(row.prompt)) + row.prompt for row in rows]
-    inputs = {"input_ids": torch.tensor(prompts, device=model.device)}
-    if masks:
-        shown = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
-        inputs["attention_mask"] = torch.tensor(shown, device=model.device)
+    inputs = {name: torch.tensor(ids, device=model.device) for name, ids in _inputs(rows, width, pad, masks).items()}
     params = rows[0].params
     beams = params.num_beams > 1
     config = GenerationConfig(
@@ -48,6 +44,7 @@ def generate_together(
         num_return_sequences=params.num_return_sequences if beams else 1,
         eos_token_id=texts.ends or None,
         pad_token_id=pad,
+        decoder_start_token_id=None if rows[0].source is None else rows[0].prompt[0],
         use_cache=True,
     )
     processors = LogitsProcessorList([_Constraints(rows, width, texts.ends)])
@@ -69,6 +66,23 @@ def generate_together(
             [texts.output(row, tokens[: texts.length(row, tokens)], row.index + j) for j, tokens in enumerate(mine)]
         )
     return outputs
+
+
+def _inputs(rows: Sequence[Row], width: int, pad: int, masks: bool) -> dict[str, list[list[int]]]:
+    """What `generate()` is given: prompts padded on the left; or what the encoder reads, padded on the right."""
+    prompts = [[pad] * (width - len(row.prompt)) + row.prompt for row in rows]
+    if rows[0].source is None:
+        inputs = {"input_ids": prompts}
+        if masks:
+            inputs["attention_mask"] = [[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows]
+        return inputs
+    sources = [row.source or [] for row in rows]
+    longest = max(map(len, sources))
+    return {
+        "input_ids": [source + [pad] * (longest - len(source)) for source in sources],
+        "attention_mask": [[1] * len(source) + [0] * (longest - len(source)) for source in sources],
+        "decoder_input_ids": prompts,
+    }
 
 
 class RowConstraints:

@@ -23,10 +23,12 @@ class Row:
 
     job: Work
     index: int
-    #: token ids of the prompt
+    #: token ids that the text goes on from: the prompt, or what an encoder-decoder model begins every answer with
     prompt: list[int]
     #: most tokens to generate
     new_tokens: int
+    #: token ids that the encoder of such a model reads
+    source: list[int] | None = None
 
     @property
     def params(self) -> TextGenerationParams:
@@ -154,7 +156,7 @@ class Texts:
         cuts = [at for stop in row.params.stop if (at := text.find(stop)) >= 0]
         facts = {
             "finish_reason": "stop" if self.stopped(row, tokens[-row.reach :]) else "length",
-            "prompt_tokens": len(row.prompt),
+            "prompt_tokens": len(row.prompt if row.source is None else row.source),
             "completion_tokens": len(tokens),  # the end token counts
             "seed": row.job.seed + index,
         }

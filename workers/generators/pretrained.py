@@ -1,0 +1,82 @@
+"""Models of transformers: how they are loaded safely, how they leave a device and come back."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from shared.errors import ModelRejected
+from workers.generators import Device, Generator, ModelFiles
+
+_SAFELY = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_tokenizer(files: ModelFiles, **options: Any) -> Any:
+    """The tokenizer of a model. Raises `ModelRejected` with `model_not_a_model` if it cannot be read."""
+    return load_part(files, AutoTokenizer, **options)
+
+
+def load_part(files: ModelFiles, auto: Any, **options: Any) -> Any:
+    """A feature extractor, an image processor or the like. Raises `ModelRejected` with `model_not_a_model`."""
+    try:
+        return auto.from_pretrained(files.folder, **options, **_SAFELY)
+    except (OSError, ValueError) as error:
+        raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
+
+
+def load_model(files: ModelFiles, auto: Any, device: Device, *, what: str) -> Any:
+    """A model by one of the Auto classes, on its device and ready to be asked: safetensors only, no code of its own.
+
+    Raises `ModelRejected`: `model_not_a_model` if files are missing or cannot be read, `model_wrong_task` if the
+    weights have no part that makes it `what`.
+    """
+    logging.disable_progress_bar()
+    try:
+        model, info = auto.from_pretrained(
+            files.folder, dtype=dtype_on(device), use_safetensors=True, output_loading_info=True, **_SAFELY
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
+    if info["missing_keys"]:
+        missing = min(info["missing_keys"])
+        raise ModelRejected("model_wrong_task", f"{files.ref} lacks weights of {what}, such as {missing}")
+    return model.to(device.name).eval()
+
+
+def dtype_on(device: Device) -> torch.dtype:
+    """A CPU always computes in float32."""
+    return torch.float32 if device.name == "cpu" else getattr(torch, device.dtype)
+
+
+class Pretrained(Generator):
+    """A generator over one model of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        #: where the model computes, should it be parked
+        self._home: torch.device = model.device
+
+    def park(self) -> bool:
+        """Move the weights to the host, into pages that a GPU can read by itself on the way back."""
+        self._home = self._model.device
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            host = tensor.data.to("cpu")
+            tensor.data = host.pin_memory() if torch.cuda.is_available() else host
+        return True
+
+    def unpark(self) -> None:
+        """Move the weights back."""
+        for tensor in (*self._model.parameters(), *self._model.buffers()):
+            tensor.data = tensor.data.to(self._home, non_blocking=True)
+
+    def unload(self) -> None:
+        """Drop the model and give its memory back."""
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
