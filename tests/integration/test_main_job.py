@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import broken_models
 import numpy
 import pytest
 import tiny_models
@@ -31,9 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "text": tiny_models.gpt2,
         "chat": tiny_models.gpt2_chat,
         "pictures": tiny_models.stable_diffusion,
-        "headless": tiny_models.headless,
-        "pickle": tiny_models.pickle_only,
-        "remote code": tiny_models.remote_code,
+        "headless": broken_models.headless,
+        "pickle": broken_models.pickle_only,
+        "remote code": broken_models.remote_code,
     }
     return {name: str(make(root)) for name, make in made.items()}
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import broken_models
 import pytest
-import tiny_models
 
 from shared.errors import JobFailed, ModelRejected
 from shared.settings import Settings
@@ -284,10 +284,10 @@ def test_without_network_and_cache_the_job_may_be_tried_again(tmp_path, settings
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (tiny_models.pickle_only, "model_pickle_only"),
-        (tiny_models.remote_code, "model_needs_remote_code"),
-        (tiny_models.custom_pipeline, "model_needs_remote_code"),
-        (tiny_models.empty, "model_not_a_model"),
+        (broken_models.pickle_only, "model_pickle_only"),
+        (broken_models.remote_code, "model_needs_remote_code"),
+        (broken_models.custom_pipeline, "model_needs_remote_code"),
+        (broken_models.empty, "model_not_a_model"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

@@ -1,0 +1,7 @@
+"""Every generator over every kind of model that it takes: what the contract is held against."""
+
+from __future__ import annotations
+
+from kinds import pictures, plain, texts
+
+KINDS = [*plain.KINDS, *texts.KINDS, *pictures.KINDS]
