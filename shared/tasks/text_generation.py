@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +11,8 @@ from shared.tasks import Params, Task
 
 #: new tokens where neither `max_new_tokens` nor `max_length` is given
 DEFAULT_NEW_TOKENS = 64
+#: most characters of a JSON schema
+_SCHEMA_CHARACTERS = 100_000
 
 
 class Message(Params):
@@ -101,6 +104,13 @@ class TextGenerationParams(Params):
         tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...],
         Field(max_length=16, description="one text or up to 16: the output ends before the first that occurs"),
     ] = ()
+    response_format: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description='`{"type": "json_object"}`: the text is a JSON object; `{"type": "json_schema", "json_schema": '
+            '{"schema": {…}}}`: one that keeps to this schema; not with beams'
+        ),
+    ] = None
     long_prompt: Annotated[
         Literal["fail", "truncate"],
         Field(description="a prompt that does not fit the model: `fail`, or `truncate` it to its end"),
@@ -118,6 +128,7 @@ class TextGenerationParams(Params):
             self._length_problem(),
             self._beam_problem(),
             self._sampling_problem(),
+            self._format_problem(),
         ):
             if problem:
                 raise ValueError(problem)
@@ -171,6 +182,34 @@ class TextGenerationParams(Params):
             if self.num_return_sequences > 1:
                 return f"several sequences would all be equal with {why}: sample, use num_beams, or ask for one"
         return None
+
+    def _format_problem(self) -> str | None:
+        asked = self.response_format
+        if asked is None:
+            return None
+        match asked:
+            case {"type": "json_object", **rest} if not rest:
+                pass
+            case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+                if len(json.dumps(schema)) > _SCHEMA_CHARACTERS:
+                    return f"the schema of response_format has more than {_SCHEMA_CHARACTERS:,} characters"
+            case _:
+                return (
+                    'response_format is {"type": "json_object"} or {"type": "json_schema", "json_schema": '
+                    '{"schema": {…}}}'
+                )
+        for name, neutral in (("num_beams", 1), ("no_repeat_ngram_size", 0), ("min_new_tokens", None), ("stop", ())):
+            if getattr(self, name) not in (neutral, 0):
+                return f"`{name}` and `response_format` exclude each other: remove one of them"
+        return None
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema that the text keeps to; None if it may be anything."""
+        if self.response_format is None:
+            return None
+        schema: dict[str, Any] = self.response_format.get("json_schema", {}).get("schema", {"type": "object"})
+        return schema
 
     @property
     def samples(self) -> bool:

@@ -84,7 +84,8 @@ class Answers(Texts):
         if most is not None and new > most:
             raise JobFailed("length_unsupported", f"this model's answers have at most {most} tokens: ask for fewer")
         sequences = 1 if params.num_beams > 1 else params.num_return_sequences
-        return [Row(job, index, begin, new, source) for index in range(sequences)]
+        grammar = self.grammar(params)
+        return [Row(job, index, begin, new, source, grammar) for index in range(sequences)]
 
     def _language(self, params: TextGenerationParams) -> list[int]:
         """Set the tokenizer to the language of the prompt; returns the mark of the one that the answer is to be in."""

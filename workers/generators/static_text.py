@@ -86,11 +86,13 @@ def _inputs(rows: Sequence[Row], width: int, pad: int, masks: bool) -> dict[str,
 
 
 class RowConstraints:
-    """Penalties and the least length of one row, so that neither padding nor neighbours weigh in."""
+    """Penalties, the least length and the grammar of one row, so that neither padding nor neighbours weigh in."""
 
     def __init__(self, row: Row, ends: Sequence[int]) -> None:
         self._least = row.params.min_new_tokens or 0
+        self._most = row.new_tokens
         self._ends = list(ends)
+        self._follower = row.grammar.begin() if row.grammar else None
         self._processors: list[Any] = []
         if row.params.repetition_penalty != 1:
             self._processors.append(RepetitionPenaltyLogitsProcessor(row.params.repetition_penalty))
@@ -99,17 +101,19 @@ class RowConstraints:
 
     def active(self, generated: int) -> bool:
         """Whether they change anything after this many tokens."""
-        return bool(self._processors) or generated < self._least
+        return generated < self._most and (self.reads or generated < self._least)
 
     @property
     def reads(self) -> bool:
         """Whether they look at the tokens so far."""
-        return bool(self._processors)
+        return bool(self._processors) or self._follower is not None
 
     def apply(self, ids: torch.Tensor | None, scores: torch.Tensor, generated: int) -> None:
         """Change `scores` (vocabulary) in place; `ids` (1, tokens) are prompt and completion, if it `reads` them."""
         for processor in self._processors:
             scores[:] = processor(ids, scores[None])[0]
+        if self._follower is not None and ids is not None:
+            self._follower.allow(ids[0, ids.shape[1] - generated :].tolist(), scores)
         if generated < self._least:
             scores[self._ends] = -torch.inf
 

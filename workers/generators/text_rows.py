@@ -12,6 +12,7 @@ from shared.errors import JobFailed
 from shared.tasks.text_generation import TextGenerationParams
 from workers.generators import Output, Work
 from workers.generators.seeded_sampling import Draw
+from workers.generators.structured import Grammar, Grammars
 
 # Tokens before the completion that are decoded with it, so that its first blank survives.
 _CONTEXT = 6
@@ -29,6 +30,8 @@ class Row:
     new_tokens: int
     #: token ids that the encoder of such a model reads
     source: list[int] | None = None
+    #: what the text keeps to, if it may not be any
+    grammar: Grammar | None = None
 
     @property
     def params(self) -> TextGenerationParams:
@@ -63,6 +66,7 @@ class Texts:
         self.positions = positions
         #: ids below this have an embedding
         self.vocabulary = vocabulary
+        self._grammars = Grammars(tokenizer, ends=ends, vocabulary=vocabulary)
 
     # --- jobs to tokens ---
 
@@ -80,7 +84,13 @@ class Texts:
                 f"fewer than min_new_tokens={params.min_new_tokens}",
             )
         sequences = 1 if params.num_beams > 1 else params.num_return_sequences
-        return [Row(job, index, prompt, new) for index in range(sequences)]
+        grammar = self.grammar(params)
+        return [Row(job, index, prompt, new, grammar=grammar) for index in range(sequences)]
+
+    def grammar(self, params: TextGenerationParams) -> Grammar | None:
+        """What the job's texts keep to; raises `JobFailed` if this model cannot."""
+        schema = params.schema_of_answer
+        return None if schema is None else self._grammars.of(schema)
 
     def _encode(self, params: TextGenerationParams) -> list[int]:
         """Token ids of the prompt, or of the conversation in the form that the model was trained on."""

@@ -132,7 +132,9 @@ class VllmText(Generator):
         torch.cuda.empty_cache()
 
     def _ours(self, job: Work) -> bool:
-        return bool(self._flow is not None and job.params.num_beams == 1 and not job.params.no_repeat_ngram_size)
+        params = job.params
+        plain = params.num_beams == 1 and not params.no_repeat_ngram_size and params.response_format is None
+        return self._flow is not None and plain
 
     @property
     def _transformers(self) -> CausalLM:
