@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from producer.quick import Validator
-from producer.requests import Invalid, validate
+from producer.requests import Invalid, ValidJob, validate
 from shared.tasks.evaluate import DEFAULTS, METRICS, EvaluateParams, Options
 
 PAIR = {"outputs": ["a cat"], "references": ["the cat"]}
@@ -106,6 +108,31 @@ def test_several_references_may_stand_for_one_output() -> None:
 def test_every_option_has_a_default_and_belongs_to_a_metric() -> None:
     assert set(DEFAULTS) == set(Options.model_fields)
     assert set(Options.model_fields) - {"recognition"} <= set(METRICS)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", ["examples/evaluate.jsonl", "examples/tiny/evaluate.jsonl"])
+def test_the_examples_are_valid_and_use_what_there_is(path: str) -> None:
+    jobs = [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+    used = {name for number, each in enumerate(jobs, start=1) for name in _metrics(validate(number, each))}
+
+    assert len(jobs) == len({each["custom_id"] for each in jobs})
+    assert len(used) >= 9
+
+
+def _metrics(valid: ValidJob) -> list[str]:
+    return list(EvaluateParams.model_validate_json(valid.params_json).metrics)
+
+
+def test_every_metric_and_option_is_documented() -> None:
+    page = (ROOT / "docs" / "tasks" / "evaluate.md").read_text(encoding="utf-8")
+    rows = page.partition("## Metrics")[2].partition("## What comes out")[0]
+
+    assert [name for name in METRICS if f"`{name}`" not in rows] == []
+    told = {name for name, options in DEFAULTS.items() if name != "self_bleu" for name in type(options).model_fields}
+    assert [name for name in (*told, "sample") if f"`{name}`" not in rows] == []
 
 
 # --- the model ---

@@ -192,6 +192,38 @@ def test_a_border_is_cut_off() -> None:
     assert psnr.value == pytest.approx(10 * math.log10(255**2 / 100))
 
 
+def test_pictures_are_compared_as_the_camera_was_held(tmp_path: Path) -> None:
+    """One lies on its side, and says so; the other stands."""
+    from PIL import ExifTags, Image
+
+    with Image.open(noise("upright", 3, size=(40, 24))) as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.rotate(90, expand=True).save(tmp_path / "lying.png", exif=exif)
+        image.rotate(90, expand=True).save(tmp_path / "silent.png")
+        image.save(tmp_path / "standing.png")
+    said = {"metrics": ["ssim"], "references": [str(tmp_path / "standing.png")]}
+
+    [score] = measured(pictures.ssim, **said, outputs=[str(tmp_path / "lying.png")])
+    assert score.value == pytest.approx(1)
+    with pytest.raises(JobFailed, match=r"has 24x40 pixels and .* 40x24"):
+        measured(pictures.ssim, **said, outputs=[str(tmp_path / "silent.png")])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "LA", "P", "1"])
+def test_pictures_of_any_mode_are_compared_in_eight_bits_of_rgb(tmp_path: Path, mode: str) -> None:
+    from PIL import Image
+
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    shade = 40_000 if mode == "I;16" else 1 if mode == "1" else 0
+    Image.new(mode, (16, 16), shade if mode != "LA" else (0, 255)).save(path)
+    said = {"outputs": [str(path)], "references": [picture("white", 250, (16, 16))]}
+    [score] = measured(pictures.psnr, metrics=["psnr"], **said)
+
+    assert score.value is not None
+    assert math.isfinite(score.value)
+
+
 def test_equal_pictures_are_no_infinite_mean() -> None:
     same, other = noise("same", 1), noise("other", 2)
     said = {"outputs": [same, other], "references": [same, same]}

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,12 +21,10 @@ from torch import nn
 from shared.errors import JobFailed, ModelRejected
 from workers.generators import Device, ModelFiles
 from workers.generators.evaluator import Evaluator
-from workers.generators.input_pictures import open_picture
 from workers.generators.pretrained import Pretrained, dtype_on
-from workers.inputs.looks import InputFile
 from workers.scores import Score, Steps, Tick, mean, signed
 from workers.scores.case import Case
-from workers.scores.pictures import require_same_size
+from workers.scores.pictures import opened
 
 #: convolutions of each block; all are followed by what cuts negative numbers off, and a block by a pooling
 _BLOCKS = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
@@ -120,18 +119,18 @@ class LpipsEvaluator(Evaluator, Pretrained):
             return
         distances = []
         for number, output, reference in case.pairs():
-            require_same_size(case, number, output, reference)
-            if min(output.facts["width"], output.facts["height"]) < LEAST:
+            pair = opened(case, number, output, reference)
+            if min(pair[0].size) < LEAST:
                 message = f"{case.outputs.call(number)} is too small: at least {LEAST}x{LEAST} pixels are needed"
                 raise JobFailed("picture_too_small", message)
             with torch.inference_mode():
-                distances.append(float(self._model(self._tensor(output), self._tensor(reference))))
+                distances.append(float(self._model(*map(self._tensor, pair))))
             steps()
         case.made["distances"] = distances
         case.made["network"] = self._network
 
-    def _tensor(self, file: InputFile) -> torch.Tensor:
-        shades = np.array(open_picture(file.path), dtype=np.float32)
+    def _tensor(self, image: Image.Image) -> torch.Tensor:
+        shades = np.array(image, dtype=np.float32)
         return torch.from_numpy(shades).permute(2, 0, 1)[None].to(self._model.device) / 127.5 - 1
 
 

@@ -81,7 +81,7 @@ class Score:
 
 def rounded(value: float | None) -> float | None:
     """A number as it is written down."""
-    return None if value is None else round(float(value), DIGITS)
+    return None if value is None else round(float(value), DIGITS) + 0.0  # no -0.0
 
 
 def mean(values: Sequence[float | None]) -> float | None:

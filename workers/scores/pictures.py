@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from shared.errors import JobFailed
 from shared.tasks.evaluate import PictureOptions
@@ -58,23 +59,21 @@ def ssim(case: Case, tick: Tick) -> Iterator[Score]:
     yield Score("ssim", mean(items), "higher", "-1–1", "scikit-image", signature, len(items), items)
 
 
-def require_same_size(case: Case, number: int, output: InputFile, reference: InputFile) -> None:
-    """Raises `JobFailed` with `sizes_differ`."""
-    one, other = ((file.facts["width"], file.facts["height"]) for file in (output, reference))
-    if one != other:
+def opened(case: Case, number: int, output: InputFile, reference: InputFile) -> tuple[Image.Image, Image.Image]:
+    """Both pictures, turned as they were held. Raises `JobFailed` with `sizes_differ`."""
+    one, other = open_picture(output.path), open_picture(reference.path)
+    if one.size != other.size:
         raise JobFailed(
             "sizes_differ",
-            f"{case.outputs.call(number)} has {one[0]}x{one[1]} pixels and {case.compared.call(number)} "
-            f"{other[0]}x{other[1]}: they are compared pixel by pixel, so resize one of them first",
+            f"{case.outputs.call(number)} has {one.width}x{one.height} pixels and {case.compared.call(number)} "
+            f"{other.width}x{other.height}: they are compared pixel by pixel, so resize one of them first",
         )
+    return one, other
 
 
 def _pairs(case: Case, told: PictureOptions, *, least: int) -> Iterator[tuple[Pixels, Pixels]]:
     for number, output, reference in case.pairs():
-        one, other = _pixels(output, told), _pixels(reference, told)
-        if one.shape != other.shape:
-            require_same_size(case, number, output, reference)
-            raise JobFailed("sizes_differ", f"{case.outputs.call(number)} and its reference are turned differently")
+        one, other = (_pixels(image, told) for image in opened(case, number, output, reference))
         if min(one.shape[:2]) < least:
             raise JobFailed(
                 "picture_too_small",
@@ -84,8 +83,8 @@ def _pairs(case: Case, told: PictureOptions, *, least: int) -> Iterator[tuple[Pi
         yield one, other
 
 
-def _pixels(file: InputFile, told: PictureOptions) -> Pixels:
-    shades = np.asarray(open_picture(file.path))
+def _pixels(image: Image.Image, told: PictureOptions) -> Pixels:
+    shades = np.asarray(image)
     if told.channels == "luma":
         from skimage.color import rgb2ycbcr
 
