@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 from cluster import Cluster
 from input_scores import noise
 from PIL import Image
@@ -104,6 +105,35 @@ def test_a_batch_that_has_nothing_fitting_or_is_not_done_is_refused(cluster: Clu
     waiting = cluster.client.submit(["late"], task="echo", queue="nobody")
     assert "is not done: 0 of 1 jobs" in refused(cluster, metrics=["distinct"], outputs=f"batch:{waiting.id}")
     waiting.cancel()
+
+
+@pytest.mark.torch
+def test_pictures_of_a_batch_are_judged_by_the_prompts_that_they_carry(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("models")
+    drawn = cluster.client.submit(
+        ["a red hat", "blue cups"], task="text-to-image", model=str(tiny_models.stable_diffusion(root)),
+        params={"num_inference_steps": 2, "num_images": 2},
+    )  # fmt: skip
+    cluster.done(drawn)
+    said = {"metrics": ["clip_score", "kid"], "outputs": f"batch:{drawn.id}", "references": f"batch:{drawn.id}"}
+    jobs = [
+        {"task": "evaluate", "model": str(tiny_models.clip(root)), "params": said},
+        {
+            "task": "evaluate",
+            "model": str(tiny_models.clip(root)),
+            "params": said | {"prompts": ["a red hat", "a red hat", "blue cups", "blue cups"]},
+        },
+    ]
+    carried, given = cluster.done(cluster.client.submit(jobs)).values()
+
+    assert (carried["error"], given["error"]) == (None, None)
+    assert carried["data"]["items"] == given["data"]["items"]
+    assert [row["output"] for row in carried["data"]["items"]] == [
+        f"artifact:{drawn.id}-{line}/{position}" for line in (1, 2) for position in (0, 1)
+    ]
+    assert carried["data"]["model"]["ref"] == str(tiny_models.clip(root))
 
 
 def test_folders_are_compared_and_plotted(cluster: Cluster, tmp_path: Path) -> None:

@@ -207,6 +207,50 @@ def test_the_features_of_pictures_are_those_of_the_model(root: Path) -> None:
     assert (away["fid"]["details"]["dimensions"], away["fid"]["n"]) == (8, 20)
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}
+#: class, config, processor, and what is taken as the features of a picture
+ENCODERS = [
+    ("ViTForImageClassification", SMALL | {"patch_size": 8}, "ViTImageProcessor", "cls", 16),
+    ("DeiTForImageClassification", SMALL | {"patch_size": 8}, "DeiTImageProcessor", "cls", 16),
+    ("SwinForImageClassification", {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1],
+                                    "num_heads": [2, 2], "window_size": 4}, "ViTImageProcessor", "mean", 16),
+    ("ConvNextForImageClassification", {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2},
+     "ConvNextImageProcessor", "mean", 12),
+    ("ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1]},
+     "ConvNextImageProcessor", "mean", 12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "processor", "layer", "width"), ENCODERS, ids=[each[0] for each in ENCODERS]
+)
+def test_any_picture_classifier_is_an_encoder(
+    name: str, config: dict[str, Any], processor: str, layer: str, width: int, tmp_path: Path
+) -> None:
+    """Saved with its head, and without what pools for it, as the hub has them."""
+    import torch
+    import transformers
+
+    from workers.generators.evaluator_pictures import PictureEvaluator
+
+    torch.manual_seed(3)
+    kind = getattr(transformers, name)
+    kind(kind.config_class(**config)).save_pretrained(tmp_path)
+    size = {"shortest_edge": 32} if processor == "ConvNextImageProcessor" else {"height": 32, "width": 32}
+    about = {"image_processor_type": processor, "size": size, "crop_size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    generator = loaded(PictureEvaluator, lambda root: tmp_path, tmp_path)
+    real = [noise(f"real-{number}", number, size=(40, 30)) for number in range(5)]
+    far = [noise(f"far-{number}", 200 + number, size=(40, 30), spread=40) for number in range(4)]
+    again = [evaluated(generator, metrics=["fid"], outputs=far, references=real)["fid"] for _ in range(2)]
+
+    assert again[0] == again[1]
+    assert again[0]["value"] > 0
+    assert again[0]["details"]["network"].endswith(f"|features:{layer}")
+    assert again[0]["details"]["dimensions"] == width
+    assert evaluated(generator, metrics=["fid"], outputs=real, references=real)["fid"]["value"] < again[0]["value"] / 10
+
+
 def test_clip_score_is_a_hundred_times_the_cosine_that_clip_gives(root: Path) -> None:
     import torch
     from PIL import Image
