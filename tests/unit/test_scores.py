@@ -289,7 +289,10 @@ def test_a_line_is_a_text_and_a_file_is_one(tmp_path: Path) -> None:
     lines = case_of(work(metrics=["distinct"], outputs={"lines": whole}))
     files = case_of(work(metrics=["distinct"], outputs={"text_files": [whole, whole]}))
 
+    separated = case_of(work(metrics=["distinct"], outputs={"lines": written("odd", "a\u2028b\r\n\nc\n")}))
+
     assert lines.texts == ["one", "two"]
+    assert separated.texts == ["a\u2028b", "", "c"]
     assert files.texts == ["one\ntwo"] * 2
 
 

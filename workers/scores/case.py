@@ -94,7 +94,7 @@ def _side(job: Work, name: str, material: Material) -> Side:
         texts = [[text] if isinstance(text, str) else text for text in material.texts]
         return Side(name, [""] * len(texts), texts)
     if material.lines is not None:
-        lines = _read(job.inputs[f"{name}.lines"].path).splitlines()
+        lines = _read(job.inputs[f"{name}.lines"].path).removesuffix("\n").split("\n")
         if len(lines) > MOST_ITEMS:
             raise JobFailed("too_many_outputs", f"{material.lines} has {len(lines):,} lines; at most {MOST_ITEMS:,}")
         return Side(name, [""] * len(lines), [[line] for line in lines])
