@@ -74,6 +74,10 @@ class Gateway(Protocol):
         """Whether this job has succeeded, and has an output at this position."""
         ...
 
+    def outputs(self, batch_id: str, media: str, *, limit: int) -> list[tuple[str, int]]:
+        """Job and position of the outputs of a batch whose media type begins so, by line and position."""
+        ...
+
     def batch(self, reference: str) -> BatchRecord:
         """A batch by id, by the beginning of its id, or by its name (the newest of that name)."""
         ...
@@ -198,6 +202,20 @@ class DirectGateway:
         )
         with self.db.read() as connection:
             return connection.execute(query).first() is not None
+
+    def outputs(self, batch_id: str, media: str, *, limit: int) -> list[tuple[str, int]]:
+        """Of a batch of this tenant; of its jobs that have succeeded."""
+        a, j = artifacts.c, jobs.c
+        query = (
+            select(a.job_id, a.position)
+            .join(jobs, j.id == a.job_id)
+            .where(j.batch_id == batch_id, j.tenant_id == self.settings.tenant, j.state == "succeeded")
+            .where(a.role == "output", a.media_type.startswith(media, autoescape=True))
+            .order_by(j.line, a.position)
+            .limit(limit)
+        )
+        with self.db.read() as connection:
+            return [(row.job_id, row.position) for row in connection.execute(query)]
 
     def batch(self, reference: str) -> BatchRecord:
         """By id, name, or beginning of an id. What is a job's id is never taken for a batch's name."""

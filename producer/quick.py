@@ -81,6 +81,8 @@ class Validator:
 
 def _own(line: int, raw: Mapping[str, Any], kind: _Kind) -> ValidJob | None:
     """A job of this kind as `validate` gives it, or None where that has to look."""
+    if kind.task.model_for is not None:
+        return None
     get = raw.get
     said, custom_id, seed, once = get("params"), get("custom_id"), get("seed"), get("cache", False)
     if (

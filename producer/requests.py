@@ -105,10 +105,10 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
     try:
         params = task.params.model_validate(request.params)
     except ValidationError as error:
-        known = list(task.params.model_fields)
-        problems += [_explained(line, "params", item, known) for item in error.errors()]
+        problems += explained(line, task, error)
     else:
         problems += truth_as_number(line, "params.", request.params, params)
+        problems += _model_problems(line, request, task, params)
     if params is None or problems:
         raise Invalid(problems)
     params_json = as_json(line, "params", params)
@@ -138,7 +138,7 @@ def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
     if task.needs_model and request.model is None:
         example = task.example.get("model", "a model")
         problems.append(Problem(line, "model", f"is required for {task.name}, for example {example!r}"))
-    if not task.needs_model and request.model is not None:
+    if not task.needs_model and task.model_for is None and request.model is not None:
         problems.append(Problem(line, "model", f"{task.name} takes no model: leave it out"))
     if request.model is not None and (wrong := _wrong_model(request.model)):
         problems.append(Problem(line, "model", wrong))
@@ -147,6 +147,18 @@ def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
     if request.custom_id is not None and _NOT_PRINTABLE.search(request.custom_id):
         problems.append(Problem(line, "custom_id", "must not contain control characters"))
     return problems
+
+
+def _model_problems(line: int, request: JobRequest, task: Task, params: BaseModel) -> list[Problem]:
+    """Where it depends on the params whether a job has to name a model."""
+    if task.model_for is None:
+        return []
+    wanted = task.model_for(params)
+    if wanted is None and request.model is not None:
+        return [Problem(line, "model", "nothing in these params takes a model: leave it out")]
+    if wanted is not None and request.model is None:
+        return [Problem(line, "model", f"is required: {wanted}")]
+    return []
 
 
 def truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: BaseModel) -> list[Problem]:
@@ -206,6 +218,12 @@ def _wrong_model(model: str) -> str | None:
 def _absolute(model: str) -> str:
     """A worker has another working folder: relative folders are settled here."""
     return str(Path(model).expanduser().absolute()) if model.startswith(("./", "../", "~")) else model
+
+
+def explained(line: int | None, task: Task, error: ValidationError) -> list[Problem]:
+    """What is wrong with the params of a job."""
+    known = list(task.params.model_fields)
+    return [_explained(line, "params", item, known) for item in error.errors()]
 
 
 def _explained(line: int | None, prefix: str, item: ErrorDetails, known: Iterable[str]) -> Problem:

@@ -6,10 +6,11 @@ Each function takes a folder to build in and returns the model's own folder; a s
 from __future__ import annotations
 
 from tiny_models.pictures import ddpm, stable_diffusion, stable_diffusion_xl
+from tiny_models.scores import clip, dinov2
 from tiny_models.texts import bart, classifier, gpt2, gpt2_chat, llama, nli, sliding, t5
 
 __all__ = [
-    "bart", "classifier", "ddpm", "gpt2", "gpt2_chat", "llama", "nli",
+    "bart", "classifier", "clip", "ddpm", "dinov2", "gpt2", "gpt2_chat", "llama", "nli",
     "sliding", "stable_diffusion", "stable_diffusion_xl",
     "t5",
 ]  # fmt: skip

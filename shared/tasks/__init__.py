@@ -42,6 +42,9 @@ class Task:
     cost: Callable[[Any], float]
     #: a job that can be submitted as it stands
     example: Mapping[str, Any]
+    #: where it depends on the params whether a job has to name a model (`needs_model` is False then): which one, in
+    #: words, or None where it takes none
+    model_for: Callable[[Any], str | None] | None = None
 
 
 @cache

@@ -5,25 +5,35 @@ s3://bucket/key       an object of the configured store
 artifact:<job>[/n]    output n (0 if left out) of a job that has succeeded
 file:<id>             a file that was uploaded
 anything else         a path on the machine that submits: uploaded there, and replaced by its `file:` id
+
+A param that takes a list of files also takes what stands for several, in its list; they take its place at submit:
+
+batch:<batch>         what fits of the outputs of a finished batch, by line; `batch:<batch>/succeeded` leaves out the
+                      jobs that did not succeed, instead of refusing them
+a folder              what fits of its files, by name
 """
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, StringConstraints
 
-InputKind = Literal["image", "audio", "video", "file"]
+InputKind = Literal["image", "audio", "video", "text", "file"]
 
 #: longest reference
 MAX_REFERENCE = 2048
+#: how the media types of a kind begin
+MEDIA: Mapping[InputKind, str] = {
+    "image": "image/", "audio": "audio/", "video": "video/", "text": "text/plain", "file": "",
+}  # fmt: skip
 
-_SCHEME = re.compile(r"(https|s3|artifact|file):")
+_SCHEME = re.compile(r"(https|s3|artifact|file|batch):")
 _FOREIGN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
@@ -38,6 +48,7 @@ _Reference = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REFER
 ImageInput = Annotated[_Reference, Input("image")]
 AudioInput = Annotated[_Reference, Input("audio")]
 VideoInput = Annotated[_Reference, Input("video")]
+TextInput = Annotated[_Reference, Input("text")]
 FileInput = Annotated[_Reference, Input("file")]
 
 
@@ -53,12 +64,17 @@ class Reference:
 
     @property
     def scheme(self) -> str:
-        """`https`, `s3`, `artifact`, `file`; empty for a path. Raises `ValueError` for another scheme."""
+        """`https`, `s3`, `artifact`, `file`, `batch`; empty for a path. Raises `ValueError` for another scheme."""
         if known := _SCHEME.match(self.text):
             return known[1]
         if foreign := _FOREIGN.match(self.text):
             raise ValueError(f"{foreign[0]}… cannot be fetched: give https://…, s3://…, artifact:…, file:… or a path")
         return ""
+
+    @property
+    def among_others(self) -> bool:
+        """Whether it stands in a list, where several may take its place."""
+        return self.place.rpartition(".")[2].isdecimal()
 
 
 def references(params: BaseModel) -> Iterator[Reference]:
@@ -82,8 +98,11 @@ def _within(place: str, value: Any, kind: InputKind | None) -> Iterator[Referenc
             yield from _within(f"{place}.{number}", item, kind)
 
 
-def replaced(said: dict[str, Any], texts: Callable[[str], str | None], place: str = "") -> dict[str, Any]:
-    """The same params as plain JSON, with the references at some places replaced: those for which `texts` has one."""
+def replaced(said: dict[str, Any], texts: Callable[[str], str | list[str] | None]) -> dict[str, Any]:
+    """The same params as plain JSON, with the references at some places replaced: those for which `texts` has one.
+
+    Where it has several, they go into the list that the one stood in.
+    """
 
     def walk(value: Any, at: str) -> Any:
         if isinstance(value, str):
@@ -92,10 +111,14 @@ def replaced(said: dict[str, Any], texts: Callable[[str], str | None], place: st
         if isinstance(value, dict):
             return {name: walk(item, f"{at}.{name}" if at else name) for name, item in value.items()}
         if isinstance(value, list):
-            return [walk(item, f"{at}.{number}") for number, item in enumerate(value)]
+            return [each for number, item in enumerate(value) for each in spread(item, f"{at}.{number}")]
         return value
 
-    walked: dict[str, Any] = walk(said, place)
+    def spread(item: Any, at: str) -> list[Any]:
+        new = walk(item, at)
+        return new if isinstance(item, str) and isinstance(new, list) else [new]
+
+    walked: dict[str, Any] = walk(said, "")
     return walked
 
 

@@ -64,6 +64,35 @@ def anything(*_lane: object) -> bool:
     return True
 
 
+def made(db: Database, session: str, job: ClaimedJob, *media: str) -> None:
+    """A job that has succeeded, with an output of each kind of media."""
+    keys = [f"default/{job.id}/{position}" for position in range(len(media))]
+    jobs.intend(db, session, "default", keys)
+    files = [
+        StoredArtifact(key, 1, "output", position, 0, 1, kind, "0" * 64, {})
+        for position, (key, kind) in enumerate(zip(keys, media, strict=True))
+    ]
+    assert jobs.succeed(db, session, [Success(job.id, job.epoch, files, 0.1)]) == {job.id}
+
+
+def test_the_outputs_of_a_batch_are_those_that_fit_of_jobs_that_succeeded(client: Client, db: Database) -> None:
+    session = worker(db)
+    batch, other = submitted(client, 4), submitted(client, 1)
+    claimed = {job.id: job for job in claim(db, session)}
+    made(db, session, claimed[f"{batch}-3"], "image/png", "text/plain", "image/webp")
+    made(db, session, claimed[f"{batch}-1"], "text/plain", "imagex/png")
+    made(db, session, claimed[f"{other}-1"], "image/png")
+    jobs.fail(db, session, [Failure(f"{batch}-2", claimed[f"{batch}-2"].epoch, "broken", "it broke", False)])
+    outputs = client.gateway.outputs
+
+    assert outputs(batch, "image/", limit=9) == [(f"{batch}-3", 0), (f"{batch}-3", 2)]
+    assert outputs(batch, "text/plain", limit=9) == [(f"{batch}-1", 0), (f"{batch}-3", 1)]
+    assert outputs(batch, "", limit=3) == [(f"{batch}-1", 0), (f"{batch}-1", 1), (f"{batch}-3", 0)]
+    assert outputs(batch, "audio/", limit=9) == []
+    elsewhere = Client(client.settings.model_copy(update={"tenant": "other"})).gateway
+    assert elsewhere.outputs(batch, "image/", limit=9) == []
+
+
 # --- pause and resume ---
 
 

@@ -107,6 +107,22 @@ def test_sound_without_length_or_with_too_much_is_refused(tmp_path: Path) -> Non
     assert refused(sound(tmp_path / "b.wav", seconds=11), "audio") == "input_too_big"
 
 
+@pytest.mark.parametrize("body", ["new shoes", "\ufeffneue Schuhe für drei\n"])
+def test_a_text_is_taken_and_measured(tmp_path: Path, body: str) -> None:
+    path = tmp_path / "content"
+    path.write_text(body, encoding="utf-8")
+    found = examine(path, "text", "file:f1", LIMITS)
+
+    assert (found.media_type, found.facts) == ("text/plain", {"characters": len(body.lstrip("\ufeff"))})
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfeh\0i\0", b"gr\xfc\xdfe", b"zero\0bytes", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_text_is_refused(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(body)
+    assert refused(path, "text") == "input_unreadable"
+
+
 def test_a_playlist_leads_nowhere(tmp_path: Path) -> None:
     """What FFmpeg would take for a list of other files, here or on the network."""
     secret = sound(tmp_path / "secret.wav")

@@ -53,7 +53,8 @@ class SpeechRecogniser(Pretrained):
         super().__init__(model)
         self._rate = int(extractor.sampling_rate)
         self._ctc = ctc
-        self._languages: Mapping[str, int] = getattr(model.generation_config, "lang_to_id", None) or {}
+        told = getattr(model, "generation_config", None)
+        self._languages: Mapping[str, int] = getattr(told, "lang_to_id", None) or {}
         self._pipe = AutomaticSpeechRecognitionPipeline(model, feature_extractor=extractor, tokenizer=tokenizer)
 
     def unload(self) -> None:

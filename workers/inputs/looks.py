@@ -34,13 +34,13 @@ class InputFile:
     path: Path
     kind: InputKind
     media_type: str
-    #: width, height; seconds, sample_rate, channels; fps, frames
+    #: width, height; seconds, sample_rate, channels; fps, frames; characters
     facts: Mapping[str, Any]
 
 
 def examine(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile:
     """See that a file is what the job takes it for. Raises `JobFailed`: `input_unreadable`, `input_too_big`."""
-    look = {"image": _image, "audio": _audio, "video": _video}.get(kind)
+    look = {"image": _image, "audio": _audio, "video": _video, "text": _text}.get(kind)
     if look is None:
         return InputFile(path, kind, "application/octet-stream", {"bytes": path.stat().st_size})
     return look(path, kind, shown, limits)
@@ -99,6 +99,16 @@ def _video(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile
         raise JobFailed("input_too_big", f"{shown} has {width}x{height} pixels: make it smaller")
     _require_short(facts["seconds"], shown, limits)
     return InputFile(path, kind, "video/*", facts)
+
+
+def _text(path: Path, kind: InputKind, shown: str, _limits: Limits) -> InputFile:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JobFailed("input_unreadable", f"{shown} is no text in UTF-8: {error}") from None
+    if "\0" in text:
+        raise JobFailed("input_unreadable", f"{shown} is no text: it holds zero bytes")
+    return InputFile(path, kind, "text/plain", {"characters": len(text)})
 
 
 def _seconds(container: Any) -> float:
