@@ -17,7 +17,7 @@ from cluster import Cluster, until
 from PIL import Image
 from remote_server import RemoteServer, html, status
 from servers import RedisServer
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from aigc import Batch, Client
 from producer.doctor import examine
@@ -129,6 +129,25 @@ def test_a_service_that_is_away_charges_nobody_and_keeps_nobody_waiting(
 
     until(done, within_s=20)
     assert "could not use" not in client.why(job.id)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_as_long_as_a_service_wants_to_be_left_alone_its_jobs_wait(
+    client: Client, worker: Worker, server: RemoteServer, db: Database, alone: bool
+) -> None:
+    server.lies.append(status(429, "slow down", Retry_After="120"))
+    batch = submitted(client)
+    if alone:  # as after a crash in company: not in a stream then
+        db.write(lambda connection: connection.execute(update(jobs).values(max_company=1)))
+    worker.drain()
+    job = client.job(f"{batch.id}-1")
+    assert (job.status, job.attempt) == ("queued", 0)
+    assert job.timings["available_at"] == pytest.approx(time.time() + 120, abs=10)
+    later = submitted(client, name="later")
+    worker.drain()
+    assert later.status().counts["queued"] == 1, "others of the lane do not ask, either"
+    assert len(server.asked) == 1
+    assert "service_busy: lab answers with status 429: slow down" in client.why(job.id)
 
 
 def test_a_key_that_is_refused_fails_the_jobs_for_an_operator(
