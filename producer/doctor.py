@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import urllib3
 from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 from rapidfuzz import fuzz, process
 from redis.exceptions import ResponseError
@@ -19,11 +20,12 @@ from sqlalchemy import false, update
 
 from producer.gateway import DirectGateway
 from producer.records import WorkerRecord
-from producer.words import keeper, moment, paused, span
+from producer.words import could_not_have, keeper, moment, paused, span
 from shared.database import Database
 from shared.errors import AigcError, Unavailable
 from shared.jobs import nothing_stored_yet
 from shared.queue import Queue
+from shared.services import Service, is_remote
 from shared.settings import Settings, without_password
 from shared.storage import FOLDER_MISSING, open_storage
 from shared.tables import duties
@@ -54,7 +56,7 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Every check, each on its own: one part that is down does not hide another."""
     checks = [_profile(settings)]
-    for look in (_variables, _data_folder, _database, _redis, _storage, _system, _devices):
+    for look in (_variables, _data_folder, _database, _redis, _storage, _services, _system, _devices):
         checks += look(settings)
     return checks
 
@@ -232,9 +234,36 @@ def _worker(worker: WorkerRecord) -> Iterator[Check]:
         yield Check(
             name,
             True,
-            f"could not load {one.model or one.task} for {one.task} lately: {one.reason}",
-            "correct the model's name or its files, if it should be there",
+            f"{could_not_have(one.model or one.task)} for {one.task} lately: {one.reason}",
+            "its jobs go on when the service does"
+            if is_remote(one.model or "")
+            else "correct the model's name or its files, if it should be there",
         )
+
+
+def _services(settings: Settings) -> Iterator[Check]:
+    """Remote services, as this machine sees them; OpenAI's own only where there is a key for it."""
+    for name, service in sorted(settings.remote_services.items()):
+        if service.key is not None or not service.is_openai_itself:
+            yield _service(f"service {name}", service, settings.connect_timeout_s)
+
+
+def _service(name: str, service: Service, timeout_s: float) -> Check:
+    headers = {"Authorization": f"Bearer {service.key.get_secret_value()}"} if service.key else {}
+    at = f"{service.url}, {'with' if service.key else 'without'} a key"
+    try:
+        answer = urllib3.request(
+            "GET", f"{service.url}/models", headers=headers, timeout=timeout_s, retries=False, redirect=False
+        )
+    except urllib3.exceptions.HTTPError as error:
+        why = str(error).rpartition(">: ")[2]
+        return Check(name, False, f"{at}: {why}", "its jobs wait until workers reach it")
+    if answer.status in (401, 403):
+        advice = "set AIGC_OPENAI_API_KEY, or the key in AIGC_SERVICES"
+        return Check(name, False, f"{at}: it refuses that (status {answer.status})", advice)
+    # Some have no list of models, and serve them all the same.
+    well = answer.status in (200, 404, 405)
+    return Check(name, well, f"{at}: answers with status {answer.status}", "" if well else "look at the service")
 
 
 def _devices(_: Settings) -> Iterator[Check]:

@@ -7,7 +7,7 @@ import secrets
 import struct
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, t
 
 from shared.errors import Problem, RequestError
 from shared.jobs import Lane, fingerprint
+from shared.services import GPU_QUEUE, REMOTE_QUEUE, is_remote
 from shared.tasks import Task, did_you_mean, get_task
 
 #: longest metadata of a job, in bytes of JSON
@@ -116,7 +117,8 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
     if metadata and len(metadata.encode()) > MAX_METADATA:
         got = len(metadata.encode())
         raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {got}")])
-    lane = Lane(request.queue or task.queue, task.name, _absolute(request.model or ""))
+    model = request.model or ""
+    lane = Lane(request.queue or _usual_queue(task, model), task.name, _absolute(model))
     once = fingerprint(lane, params_json, request.seed) if request.cache and request.seed is not None else None
     return ValidJob(
         line=line,
@@ -144,6 +146,8 @@ def _own_problems(line: int, request: JobRequest, task: Task) -> list[Problem]:
         problems.append(Problem(line, "model", wrong))
     if request.cache and request.seed is None:
         problems.append(Problem(line, "cache", "needs a seed: without one, no job is identical to another"))
+    if request.model is not None and is_remote(request.model):
+        problems += _remote_problems(line, request)
     if request.custom_id is not None and _NOT_PRINTABLE.search(request.custom_id):
         problems.append(Problem(line, "custom_id", "must not contain control characters"))
     return problems
@@ -159,6 +163,20 @@ def _model_problems(line: int, request: JobRequest, task: Task, params: BaseMode
     if wanted is not None and request.model is None:
         return [Problem(line, "model", f"is required: {wanted}")]
     return []
+
+
+def _remote_problems(line: int, request: JobRequest) -> Iterator[Problem]:
+    if request.queue == GPU_QUEUE:
+        message = f"{request.model} computes nothing here and may hold no GPU: leave `queue` out ({REMOTE_QUEUE})"
+        yield Problem(line, "queue", message)
+    if request.cache:
+        message = f"is not for {request.model}: a service may change its model, so nothing tells what is identical"
+        yield Problem(line, "cache", message)
+
+
+def _usual_queue(task: Task, model: str) -> str:
+    """Where a job waits that does not say: by its task, and with a remote model where no GPU is held."""
+    return REMOTE_QUEUE if is_remote(model) else task.queue
 
 
 def truth_as_number(line: int, prefix: str, said: Mapping[str, Any], read: BaseModel) -> list[Problem]:
@@ -207,9 +225,11 @@ def _wrong_model(model: str) -> str | None:
             return f"is longer than {MAX_MODEL} characters" if len(_absolute(model)) > MAX_MODEL else None
         except RuntimeError:
             return f"there is no such home folder: {model!r}"
+    if is_remote(model):
+        return None
     if re.match(r"[A-Za-z0-9+]+:", model):
         kind = model.partition(":")[0]
-        return f"references like {kind}:… are not supported yet; use a hub id, starter/… or a folder"
+        return f"references like {kind}:… are not supported yet; use a hub id, starter/…, a folder or service:model"
     if not _HUB_ID.fullmatch(model):
         return f"must be a hub id (name or org/name, with optional @revision), starter/…, or a folder, got {model!r}"
     return None

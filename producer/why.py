@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, literal, or_, select
 
 from producer.records import JobRecord, SystemRecord, WorkerRecord
-from producer.words import first_capital, keeper, moment, paused, several, span, troubles
+from producer.words import could_not_have, first_capital, keeper, moment, paused, several, span, troubles
 from shared.database import Database, now
 from shared.jobs import BY_AGE
 from shared.queue import Queue
@@ -169,7 +169,7 @@ def _hindrance(worker: WorkerRecord, job: JobRecord) -> str | None:
         if (one.model, one.task) == (job.model or "", job.task):
             since = f" since {moment(one.since)}" if one.since else " lately"
             again = f"; it tries again at {moment(one.again_at)}" if one.again_at else ""
-            return f"could not load {one.model or one.task}{since}: {one.reason}{again}"
+            return f"{could_not_have(one.model or one.task)}{since}: {one.reason}{again}"
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from producer.records import SystemRecord, WorkerRecord
 from shared.operators import PausedQueue
+from shared.services import is_remote
 
 
 def moment(at: float) -> str:
@@ -48,7 +49,12 @@ def troubles(worker: WorkerRecord, *, models: bool = True) -> Iterator[str]:
     for one in worker.set_aside if models else ():
         since = f" since {moment(one.since)}" if one.since else ""
         again = f"; tried again at {moment(one.again_at)}" if one.again_at else ""
-        yield f"could not load {one.model} for {one.task}{since}: {one.reason}{again}"
+        yield f"{could_not_have(one.model)} for {one.task}{since}: {one.reason}{again}"
+
+
+def could_not_have(model: str) -> str:
+    """What a worker failed in: a remote model is not loaded."""
+    return f"could not {'use' if is_remote(model) else 'load'} {model}"
 
 
 def keeper(system: SystemRecord) -> str | None:

@@ -25,6 +25,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from shared.services import is_remote
+
 #: seconds that a worker stays with a lane while others that cost nothing to change to wait, and how far a tenant may
 #: get ahead of the least served one for it
 TURN_S = 5.0
@@ -89,7 +91,7 @@ class Memory:
 
     def has(self, lane: Waiting) -> bool:
         """Whether the lane can be served without loading anything."""
-        return not lane.model or (lane.task, lane.model) in self.resident
+        return not lane.model or is_remote(lane.model) or (lane.task, lane.model) in self.resident
 
     def has_earned(self, lane: Waiting) -> bool:
         """Whether the model of a lane at hand was in memory for long enough to be worth its load."""

@@ -13,10 +13,14 @@ from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import RequestError
+from shared.services import OPENAI, OPENAI_URL, Service, read_services, service_key, service_url
 
+#: settings of which nothing is shown where they are wrong
+_SECRET = frozenset({"database_url", "redis_url", "s3_secret_access_key", "openai_api_key", "services"})
 _PASSWORD = re.compile(r"^([^:/?#]+://[^:/@]*):.*@", re.DOTALL)
 _S3_USER = re.compile(r"^(s3://).*@", re.DOTALL | re.IGNORECASE)
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:password|sslpassword)=)[^&]*", re.IGNORECASE)
@@ -112,6 +116,12 @@ class Settings(BaseSettings):
     fetch_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     #: objects beside the queue's own store that jobs may name (comma separated; `s3://photos/*`)
     s3_inputs: Annotated[tuple[str, ...], NoDecode] = ()
+    #: the key of `openai:…` models; workers alone need it
+    openai_api_key: SecretStr | None = None
+    #: where `openai:…` models are asked: any address that speaks the API of OpenAI
+    openai_base_url: str = OPENAI_URL
+    #: further remote services by name, as a JSON object; see docs/remote.md
+    services: Annotated[tuple[Service, ...], NoDecode] = ()
     #: where a worker's child tells its parent how it is; set by the parent
     pulse_file: Path | None = None
     #: stop when this process is gone (0 = never); set by `aigc up` and `aigc worker` for what they start
@@ -132,6 +142,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("services", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        return (read_services(value) if value.strip() else ()) if isinstance(value, str) else value
+
+    @field_validator("openai_api_key")
+    @classmethod
+    def _key_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        return service_key(key)
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _address_of_a_service(cls, url: str) -> str:
+        return service_url(url or OPENAI_URL)
 
     @field_validator(
         "database_url", "redis_url", "store_url", "s3_endpoint_url", "s3_public_endpoint_url", "s3_region",
@@ -163,6 +188,23 @@ class Settings(BaseSettings):
                 "lower the one, or raise the other"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_word_about_openai(self) -> Self:
+        """Else nobody could tell which of two keys is in force."""
+        if OPENAI in {service.name for service in self.services} and (
+            self.openai_api_key is not None or self.openai_base_url != OPENAI_URL
+        ):
+            raise ValueError(
+                "AIGC_SERVICES names openai, and so do AIGC_OPENAI_API_KEY or AIGC_OPENAI_BASE_URL: set either"
+            )
+        return self
+
+    @property
+    def remote_services(self) -> dict[str, Service]:
+        """Every remote service by name."""
+        openai = Service(name=OPENAI, url=self.openai_base_url, key=self.openai_api_key)
+        return {service.name: service for service in (openai, *self.services)}
 
     def make_data_dir(self) -> None:
         """Make the data folder where it is missing: prompts and outputs are for its owner alone. Raises `OSError`."""
@@ -222,12 +264,16 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         # Of what concerns several settings there is no name, and the input would be all of them: passwords, too.
         lines = [
-            f"AIGC_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}, got {item['input']!r}"
+            f"AIGC_{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}{_got(item)}"
             if item["loc"]
             else str(item.get("ctx", {}).get("error", item["msg"]))
             for item in error.errors()
         ]
         raise RequestError("the settings are wrong:\n" + "\n".join(lines)) from None
+
+
+def _got(item: ErrorDetails) -> str:
+    return "" if item["loc"][0] in _SECRET else f", got {item['input']!r}"
 
 
 def without_password(url: str) -> str:

@@ -3,6 +3,7 @@
     starter/<name>            a small model that ships with the project
     /…  ./…  ../…  ~…         a folder on this host
     name, org/name[@revision] a model of the Hugging Face hub, downloaded once and then taken from the cache
+    service:model             a model of a remote service: there are no files of it here
 
 Only weights in safetensors are ever fetched or accepted: a pickle can run code when it is opened, and so can a model
 that brings its own Python files.
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.errors import JobFailed, ModelRejected
+from shared.services import Service, remote_model
 from shared.settings import Settings
 from shared.starters import starter_folders
 from workers.generators import ModelFiles
@@ -40,6 +42,8 @@ _IGNORED = [
     *(f"*{p}" for p in _PICKLES),
 ]
 _INDEXES = {"model_index.json": "diffusers", "config.json": "transformers"}
+#: the API that every remote service speaks
+REMOTE_KIND = "openai"
 _WHOLE = 64 * 2**20
 _PIECE = 2**20
 
@@ -48,7 +52,8 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
     """The files of the model that a job names.
 
     Raises `ModelRejected` (trying again does not help): `model_not_found`, `model_not_a_model`, `model_pickle_only`,
-    `model_needs_remote_code`, `model_not_allowed`, `model_reference_unsupported`. Raises `JobFailed` with
+    `model_needs_remote_code`, `model_not_allowed`, `model_reference_unsupported`, and of a remote one `service_unknown`
+    or `service_key_missing`. Raises `JobFailed` with
     `model_unreachable`, retryable, when the hub does not answer and the cache does not have the model.
     """
     if ref.startswith("starter/"):
@@ -60,21 +65,38 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             raise ModelRejected("model_not_found", f"{ref}: there is no such user on this host") from None
         _require_allowed(ref, str(folder.resolve()), settings.models_allowed)
         return _local(ref, folder)
+    if (remote := remote_model(ref)) is not None:
+        _require_allowed(ref, ref, settings.models_allowed)
+        return _remote(ref, *remote, settings.remote_services)
     if match := _UNSUPPORTED.match(ref):
         raise ModelRejected(
             "model_reference_unsupported",
             f"{ref}: references that begin with {match[0]} are not supported yet; "
-            "give a hub id, a folder (such as ./my-model) or starter/<name>",
+            "give a hub id, a folder (such as ./my-model), starter/<name> or <service>:<model>",
         )
     return _hub(ref, settings.models_allowed)
 
 
 def _require_allowed(ref: str, name: str, allowed: Sequence[str]) -> None:
-    """Where the operator has set a list, a hub id or the path of a folder has to match one of its patterns."""
+    """Where the operator has set a list, a hub id, a path or a remote reference has to match one of its patterns."""
     if allowed and not any(fnmatchcase(name, pattern) for pattern in allowed):
         raise ModelRejected(
             "model_not_allowed", f"{ref} may not run here; allowed: {', '.join(allowed)} (AIGC_MODELS_ALLOWED)"
         )
+
+
+def _remote(ref: str, name: str, model: str, services: Mapping[str, Service]) -> ModelFiles:
+    service = services.get(name)
+    if service is None:
+        known = ", ".join(f"{each}:…" for each in sorted(services))
+        raise ModelRejected(
+            "service_unknown", f"{ref}: this worker knows no service {name!r}; it knows {known} (AIGC_SERVICES)"
+        )
+    if service.key is None and service.is_openai_itself:
+        raise ModelRejected(
+            "service_key_missing", f"{ref}: {service.url} wants a key: set AIGC_OPENAI_API_KEY where workers run"
+        )
+    return ModelFiles(ref, Path(), service.url, REMOTE_KIND, {"model": model}, service)
 
 
 def _starter(name: str) -> Path:

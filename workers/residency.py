@@ -15,9 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 
 from shared.errors import AigcError, JobFailed, ModelRejected
 from shared.scheduling import Memory, ModelKey
+from shared.services import is_remote
 from shared.settings import Settings
 from workers.footprint import MB, Footprint, expected, host_room, room
-from workers.generators import Device, Generator, ModelFiles
+from workers.generators import Device, Generator, ModelFiles, NotNow
 from workers.model_files import resolve
 from workers.pinned import free_cached, out_of_memory
 from workers.worth import Worth
@@ -27,6 +28,8 @@ log = logging.getLogger("aigc.worker")
 #: a model that failed to load is not tried again on this worker for so many seconds; doubled each time, up to the last
 SET_ASIDE_S = 30.0
 MAX_SET_ASIDE_S = 600.0
+#: most remote models that are kept ready to be asked: they take next to no room
+MOST_REMOTE = 64
 #: a model counts as in steady use if it is used again within so many times what its loading takes
 STEADY = 6.0
 
@@ -75,6 +78,7 @@ class Residency:
         self._device = device
         self._resident: dict[ModelKey, Resident] = {}
         self._parked: dict[ModelKey, Resident] = {}
+        self._remote: dict[ModelKey, Resident] = {}
         self._failures: dict[ModelKey, _Failure] = {}
         self._load_s: dict[ModelKey, float] = {}
         self._worth = Worth()
@@ -136,6 +140,8 @@ class Residency:
         `RequestError` if this worker is set up wrongly.
         """
         key = (task, model)
+        if is_remote(model):
+            return self._asked(key)
         if key not in self._resident:
             self._resident[key] = self._had(key)
         found = self._resident[key]
@@ -143,11 +149,31 @@ class Residency:
         self._worth.used(key, time.monotonic(), load_s=load_s, size_mb=size_mb)
         return found
 
-    def _had(self, key: ModelKey) -> Resident:
-        task, model = key
+    def put_aside(self, task: str, model: str, error: NotNow) -> SetAside:
+        """A model that is of no use for a while, as its generator says: its jobs wait, like one that cannot be had."""
+        later = SetAside(error, error.for_s)
+        until = time.monotonic() + error.for_s
+        self._failures[task, model] = _Failure(later, until, SET_ASIDE_S / 2, error.since)
+        return later
+
+    def _asked(self, key: ModelKey) -> Resident:
+        """A remote model is in nobody's memory, and takes the place of none."""
+        self._require_had(key)
+        if key not in self._remote:
+            made = self._had(key)
+            while len(self._remote) >= MOST_REMOTE:
+                self._remote.pop(next(iter(self._remote))).generator.unload()
+            self._remote[key] = made
+        return self._remote[key]
+
+    def _require_had(self, key: ModelKey) -> None:
         known = self._failures.get(key)
         if known is not None and known.until > time.monotonic():
             raise known.error
+
+    def _had(self, key: ModelKey) -> Resident:
+        task, model = key
+        self._require_had(key)
         try:
             resident = self._load_with_room(task, model)
         except AigcError as error:
@@ -193,6 +219,8 @@ class Residency:
             return self._brought_back(key)
         files = resolve(model, settings=self._settings) if model else None
         generator_class = _generator_for(task, files)
+        if files is not None and files.service is not None:
+            return Resident(generator_class.load(files, Device("remote", "")), files, 0, time.monotonic())
         if files is None:
             return Resident(generator_class.load(None, Device("cpu", "float32")), None, 0, time.monotonic())
         device, estimate = self._device(), expected(files, self._device())
@@ -278,6 +306,8 @@ class Residency:
             _unload(key, self._resident.pop(key))
         for key in list(self._parked):
             _unload(key, self._parked.pop(key))
+        for key in list(self._remote):
+            _unload(key, self._remote.pop(key))
         gc.collect()
 
 
@@ -295,6 +325,8 @@ def _generator_for(task: str, files: ModelFiles | None) -> type[Generator]:
             return candidate
     if files is None:
         raise JobFailed("no_generator", f"this worker has no generator for task {task!r}", retryable=True)
+    if files.service is not None:
+        raise ModelRejected("model_wrong_task", f"{files.ref} cannot do {task}: no remote service is asked for that")
     if found:
         raise ModelRejected("model_wrong_task", f"{files.ref} cannot do {task}: it is {_described(files)}")
     raise ModelRejected("model_wrong_task", f"{files.ref} cannot do {task}: it is a {kind} model, {_described(files)}")

@@ -23,7 +23,7 @@ from shared.tasks import Params, get_task
 from workers.checkpoints import with_checkpoints
 from workers.claims import Taken
 from workers.finisher import Finished, FinisherBroken
-from workers.generators import Device, Done, Failed, Generator, Outcome, Work
+from workers.generators import Device, Done, Failed, Generator, NotNow, Outcome, Work
 from workers.made_before import yet_to_make
 from workers.meter import Meter
 from workers.pinned import PeakMemory, free_cached, out_of_memory
@@ -59,7 +59,9 @@ class Window:
             "generator_version": resident.generator.version,
         }
         if resident.files:
-            self._maker |= {"model": resident.files.ref, "revision": resident.files.revision, "dtype": device.dtype}
+            self._maker |= {"model": resident.files.ref, "revision": resident.files.revision}
+        if resident.files and device.dtype:
+            self._maker["dtype"] = device.dtype
         self._record = {**self._maker, "device": device.name}
         self._most = self._generator.microbatch or around.microbatch
         self._may_stream = type(self._generator).streams is not Generator.streams
@@ -141,7 +143,7 @@ class Window:
             if first:
                 for outcome in self._generator.stream(first, stream, steps):
                     stream.ended(outcome)
-        except (Stopping, SessionLost, Unavailable, FinisherBroken):
+        except (Stopping, SessionLost, Unavailable, FinisherBroken, NotNow):
             raise
         except Exception as error:  # noqa: BLE001 - nobody knows whose it was: each goes the other way
             broken = error
@@ -254,7 +256,7 @@ class Window:
                 steps.settled(outcome.job_id)
         except Unwanted:
             undisturbed = False
-        except (Stopping, SessionLost, Unavailable, FinisherBroken):
+        except (Stopping, SessionLost, Unavailable, FinisherBroken, NotNow):
             raise
         except Exception as error:  # noqa: BLE001 - a generator's defect is the job's failure, with its traceback
             broken = error

@@ -28,12 +28,12 @@ from workers.claims import Claims, Taken
 from workers.costs import Costs
 from workers.depot import Depot
 from workers.finisher import Finisher, FinisherBroken
-from workers.generators import Device
+from workers.generators import Device, NotNow
 from workers.inputs import Inputs
 from workers.memory import Growth
 from workers.pinned import pinned_device
 from workers.pulse import Pulse
-from workers.residency import Residency, SetAside
+from workers.residency import Residency, Resident, SetAside
 from workers.rest import Rest
 from workers.session import Session, Stopping
 from workers.steps import Surroundings
@@ -297,6 +297,12 @@ class Worker:
             self._device = pinned_device(self._settings)
         return self._device
 
+    def _computes(self, resident: Resident) -> Device:
+        """Where a model computes, for the record."""
+        if resident.files is None:
+            return Device("cpu", "float32")
+        return self._pinned() if resident.files.service is None else Device("remote", "")
+
     # --- one window ---
 
     def _claim(self, session: Session, finisher: Finisher) -> Sequence[ClaimedJob] | None:
@@ -323,7 +329,7 @@ class Worker:
             resident = self._residency.get(first.task, first.model)
             self._pulse.rest()
             session.say("models", sorted(self._residency.models))
-            device = self._pinned() if resident.files else Device("cpu", "float32")
+            device = self._computes(resident)
             around = Surroundings(
                 self._db, session, finisher, self._pulse, self._ceilings, self._costs, ahead,
                 self._inputs, self._depot.get,
@@ -333,6 +339,9 @@ class Worker:
             window.run(taken)
         except SetAside as error:
             reason, delay_s, code = error.message, error.for_s, error.code
+        except NotNow as error:
+            later = self._residency.put_aside(first.task, first.model, error)
+            reason, delay_s, code, counted = later.message, later.for_s, later.code, False
         except JobFailed as error:
             failures = [
                 jobs.Failure(job.id, job.epoch, error.code, error.message, error.retryable) for job in taken.jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ class FakeRun:
         if len(self.steps) == self.stop_at:
             raise Stop
 
+    def advance(self, progress: Mapping[str, tuple[int, int]]) -> None:
+        """Who only waits has no step to tell of."""
+
     def wanted(self, job_id: str) -> bool:
         return job_id not in self.unwanted
 
@@ -56,7 +59,7 @@ class Kind:
     task: str
     #: module below workers.generators, and class
     path: str
-    model: Callable[[Path], Path] | None
+    model: Callable[[Path], Path | ModelFiles] | None
     #: jobs that differ in everything that may differ
     mixed: tuple[dict[str, Any], ...]
     #: a job with several outputs, and how many
@@ -82,8 +85,9 @@ def generator(path: str) -> type[Generator]:
     return pkgutil.resolve_name(f"workers.generators.{path}")
 
 
-def files_of(model: Callable[[Path], Path], root: Path) -> ModelFiles:
-    return resolve(str(model(root)), settings=Settings(_env_file=None, data_dir=root))
+def files_of(model: Callable[[Path], Path | ModelFiles], root: Path) -> ModelFiles:
+    made, settings = model(root), Settings(_env_file=None, data_dir=root)
+    return made if isinstance(made, ModelFiles) else resolve(str(made), settings=settings)
 
 
 def work(kind: Kind, params: dict[str, Any], number: int = 0, seed: int | None = None) -> Work:

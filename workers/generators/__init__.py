@@ -9,14 +9,16 @@ What a generator promises:
 * The output of a job depends on its model, params and seed only, never on its neighbours in the microbatch.
 * It calls `run.step(...)` between two steps of the model and lets what that raises pass through: this is how a
   cancelled or stopped job ends.
-* A job that cannot be done yields `Failed`; an exception fails the attempt of the whole microbatch.
+* A job that cannot be done yields `Failed`; an exception fails the attempt of the whole microbatch. `NotNow` fails
+  nobody: it says that this model is of no use for a while.
 * A generator that can let jobs join and leave while it runs says so by `streams`, and has `stream` beside `generate`.
 * A generator of long jobs may `run.publish` checkpoints. It says so by `resumes = True`, and then finds the newest one
   of an earlier attempt in `Work.checkpoint`.
 
 A generator is found through the entry-point group `aigc.generators`, under the name `<task>.<kind of model>`, where the
-kind is what the model's own files say: `diffusers` (a `model_index.json`), `transformers` (a `config.json`), or `none`
-for tasks without a model. Several may serve one pair (`<task>.<kind>.<anything>`); `serves` decides.
+kind is what the model's own files say: `diffusers` (a `model_index.json`), `transformers` (a `config.json`), `openai`
+for a model of a remote service, or `none` for tasks without a model. Several may serve one pair
+(`<task>.<kind>.<anything>`); `serves` decides.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from shared.errors import JobFailed
+from shared.services import Service
 from workers.inputs.looks import InputFile
 
 
@@ -35,9 +38,9 @@ from workers.inputs.looks import InputFile
 class Device:
     """Where a generator computes."""
 
-    #: torch's name: `cpu` or `cuda:0` (the worker's own device is always the first one it sees)
+    #: torch's name: `cpu` or `cuda:0` (the worker's own device is always the first one it sees); `remote` for a service
     name: str
-    #: `float32`, `bfloat16` or `float16`
+    #: `float32`, `bfloat16` or `float16`; empty where nobody here knows
     dtype: str
     #: whether a model may be compiled, where its generator can do that: a slow start, then faster
     compile: bool = False
@@ -51,12 +54,15 @@ class ModelFiles:
     ref: str
     #: the folder that holds it
     folder: Path
-    #: hub commit, or `sha256:…` over the files of a local folder: enough to tell two versions apart
+    #: hub commit, or `sha256:…` over the files of a local folder: enough to tell two versions apart; of a remote model
+    #: the address that is asked, which tells nothing of its version
     revision: str
-    #: `diffusers` or `transformers`
+    #: `diffusers`, `transformers` or `openai`
     kind: str
-    #: the parsed `model_index.json` or `config.json`
+    #: the parsed `model_index.json` or `config.json`; of a remote model its name there, as `model`
     config: Mapping[str, Any]
+    #: who is asked for a remote model, of which there are no files here
+    service: Service | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,20 @@ class Failed:
 
 
 Outcome = Done | Failed
+
+
+class NotNow(JobFailed):
+    """Raised by a running generator that can serve nobody for a while: a remote service that is away, say.
+
+    What has no outcome yet goes back, uncharged; nothing of this task and model is claimed here until then.
+    """
+
+    def __init__(self, code: str, message: str, *, for_s: float, since: float) -> None:
+        #: seconds until it may be tried again
+        self.for_s = for_s
+        #: when the trouble began, in seconds since 1970
+        self.since = since
+        super().__init__(code, message, retryable=True)
 
 
 class Run(Protocol):
