@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from tiny_models.building import cached
-from tiny_models.vision import _byte_pieces, _word_pieces
+from tiny_models.vision import _byte_pieces, _word_pieces, llava
 
 _VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -90,3 +91,84 @@ def git(folder: Path) -> None:
     GitForCausalLM(config).save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     GitProcessor(images, tokenizer).save_pretrained(folder)
+
+
+@cached
+def florence2(folder: Path) -> None:
+    import torch
+    from transformers import (
+        BartConfig,
+        CLIPImageProcessorPil,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+        Florence2VisionConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pieces([]).backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    torch.manual_seed(23)
+    text = BartConfig(
+        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=96, init_std=0.3,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+    )  # fmt: skip
+    vision = Florence2VisionConfig(
+        depths=(1, 1, 1, 1), embed_dim=(16, 16, 16, 32), num_heads=(2, 2, 2, 2), num_groups=(2, 2, 2, 2), window_size=4,
+        projection_dim=32, initializer_range=0.3,
+    )  # fmt: skip
+    config = Florence2Config(
+        text_config=text, vision_config=vision, image_token_id=tokenizer.image_token_id, bos_token_id=0,
+        eos_token_id=1, pad_token_id=1, decoder_start_token_id=1,
+    )  # fmt: skip
+    Florence2ForConditionalGeneration(config).save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False, image_seq_length=5)
+    images.image_seq_length = 5
+    tokenizer.save_pretrained(folder)
+    Florence2Processor(images, tokenizer).save_pretrained(folder)
+
+
+@cached
+def donut(folder: Path) -> None:
+    import torch
+    from transformers import (
+        DonutImageProcessorPil,
+        DonutSwinConfig,
+        DonutSwinModel,
+        MBartConfig,
+        MBartForCausalLM,
+        VisionEncoderDecoderModel,
+    )
+
+    tokenizer: Any = _byte_pieces(["<s_shoes>"])
+    torch.manual_seed(24)
+    encoder = DonutSwinModel(
+        DonutSwinConfig(
+            image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4,
+            initializer_range=0.3,
+        )
+    )  # fmt: skip
+    decoder = MBartForCausalLM(
+        MBartConfig(
+            vocab_size=len(tokenizer), d_model=32, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=64,
+            max_position_embeddings=96, is_decoder=True, add_cross_attention=True, is_encoder_decoder=False,
+            init_std=0.3, bos_token_id=0, eos_token_id=1, pad_token_id=1, forced_eos_token_id=None,
+        )
+    )  # fmt: skip
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.config.decoder_start_token_id = 0
+    model.config.pad_token_id = 1
+    model.generation_config.decoder_start_token_id = 0
+    model.save_pretrained(folder)
+    DonutImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@cached
+def llava_untold(folder: Path) -> None:
+    """A LLaVA whose files say nothing of how it is talked to."""
+    shutil.copytree(llava(folder.parent), folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").unlink()
