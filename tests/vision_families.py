@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_models.building import cached
-from tiny_models.vision import _byte_pieces, _word_pieces, llava
+from tiny_models.vision import _CHAT, _byte_pieces, _llama, _save_parts, _word_pieces, llava
 
 _VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -172,3 +172,115 @@ def llava_untold(folder: Path) -> None:
     """A LLaVA whose files say nothing of how it is talked to."""
     shutil.copytree(llava(folder.parent), folder, dirs_exist_ok=True)
     (folder / "chat_template.jinja").unlink()
+
+
+# --- that chat --------------------------------------------------------------------------------------------------------
+
+CLIP = _VISION | {"projection_dim": 32}
+
+
+@cached
+def llava_next(folder: Path) -> None:
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessorPil,
+        LlavaNextProcessor,
+    )
+
+    tokenizer = _byte_pieces(["<image>"])
+    places = [[32, 64], [64, 32], [64, 64]]
+    torch.manual_seed(25)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**_llama(tokenizer)), vision_feature_layer=-2,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_grid_pinpoints=places,
+    )  # fmt: skip
+    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=places
+    )
+    LlavaNextProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=_CHAT.replace("MARK", "<image>"),
+    ).save_pretrained(folder)  # fmt: skip
+
+
+@cached
+def llava_onevision(folder: Path) -> None:
+    import torch
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    tokenizer = _byte_pieces(["<image>", "<video>"])
+    places = [[32, 64], [64, 32], [64, 64]]
+    picture, video = map(tokenizer.convert_tokens_to_ids, ("<image>", "<video>"))
+    torch.manual_seed(26)
+    config = LlavaOnevisionConfig(
+        vision_config=_VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=_llama(tokenizer) | {"model_type": "qwen2"}, image_token_index=picture, video_token_index=video,
+        image_grid_pinpoints=places, vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
+    images = LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=places)
+    more = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    _save_parts(folder, tokenizer, images, "LlavaOnevisionProcessor", _CHAT.replace("MARK", "<image>"), more)
+
+
+@cached
+def gemma3(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3ImageProcessorPil,
+        Gemma3Processor,
+        PreTrainedTokenizerFast,
+    )
+
+    marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pieces([]).backend_tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>",
+        extra_special_tokens=marks,
+    )  # fmt: skip
+    soft, begin, end = map(tokenizer.convert_tokens_to_ids, marks.values())
+    torch.manual_seed(27)
+    config = Gemma3Config(
+        text_config=_llama(tokenizer) | {"head_dim": 8, "sliding_window": 64},
+        vision_config=_VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        mm_tokens_per_image=4, image_token_index=soft, boi_token_index=begin, eoi_token_index=end,
+    )  # fmt: skip
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    Gemma3Processor(
+        images, tokenizer, image_seq_length=4, chat_template=_CHAT.replace("MARK", "<start_of_image>")
+    ).save_pretrained(folder)
+
+
+@cached
+def idefics3(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
+    )
+
+    marks = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer = _byte_pieces(marks)
+    torch.manual_seed(28)
+    config = Idefics3Config(
+        text_config=_llama(tokenizer) | {"model_type": "llama"}, vision_config=_VISION, scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=_CHAT.replace("MARK", "<image>")
+    ).save_pretrained(folder)
