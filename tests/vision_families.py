@@ -174,6 +174,59 @@ def llava_untold(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 
 
+@cached
+def instructblip(folder: Path) -> None:
+    import torch
+    from transformers import (
+        BlipImageProcessorPil,
+        InstructBlipConfig,
+        InstructBlipForConditionalGeneration,
+        InstructBlipProcessor,
+    )
+
+    tokenizer, words = _byte_pieces(["<image>"]), _word_pieces()
+    images = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = InstructBlipProcessor(images, tokenizer, words, num_query_tokens=4)
+    torch.manual_seed(29)
+    qformer = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+        "encoder_hidden_size": 32, "vocab_size": len(words), "initializer_range": 0.3,
+    }  # fmt: skip
+    config = InstructBlipConfig(
+        vision_config=_VISION, qformer_config=qformer, text_config=_llama(tokenizer) | {"model_type": "llama"},
+        num_query_tokens=4, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    InstructBlipForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@cached
+def pix2struct(folder: Path) -> None:
+    import torch
+    from transformers import (
+        Pix2StructConfig,
+        Pix2StructForConditionalGeneration,
+        Pix2StructImageProcessorPil,
+        Pix2StructProcessor,
+    )
+
+    tokenizer = _byte_pieces([])
+    torch.manual_seed(30)
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+        "pad_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "patch_embed_hidden_size": 768, "d_ff": 64, "d_kv": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "seq_len": 64,
+    }  # fmt: skip
+    config = Pix2StructConfig(
+        text_config=text, vision_config=vision, pad_token_id=1, eos_token_id=1, decoder_start_token_id=0
+    )
+    Pix2StructForConditionalGeneration(config).save_pretrained(folder)
+    Pix2StructProcessor(Pix2StructImageProcessorPil(max_patches=16), tokenizer).save_pretrained(folder)
+
+
 # --- that chat --------------------------------------------------------------------------------------------------------
 
 CLIP = _VISION | {"projection_dim": 32}

@@ -56,6 +56,9 @@ def by_the_library(load: Load, model: Any, said: str | None, *, cut: int = 0) ->
         (vision_families.blip_2, {"question": "which shoes?"}, "Question: which shoes? Answer:"),
         (vision_families.blip_2, {"prompt": "new shoes"}, "new shoes"),
         (vision_families.florence2, {}, "<CAPTION>"),
+        (vision_families.instructblip, {}, "Describe this picture."),
+        (vision_families.instructblip, {"question": "which shoes?"}, "which shoes?"),
+        (vision_families.pix2struct, {}, None),
         (vision_families.florence2, {"prompt": "<OD>"}, "<OD>"),
     ],
 )

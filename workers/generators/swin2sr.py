@@ -1,7 +1,8 @@
 """`super-resolution` with Swin2SR of transformers.
 
-A picture goes through the model in overlapping tiles that begin and end where the model's windows do, so that a tile's
-inner part is what the whole picture would give. Tiles of one size go together, also those of several jobs.
+A picture goes through the model in overlapping tiles that begin and end where the model's windows do: the wider the
+overlap, the nearer they come to what the whole picture would give. Tiles of one size go together, also those of several
+jobs.
 """
 
 from __future__ import annotations
