@@ -8,9 +8,20 @@ from __future__ import annotations
 from tiny_models.pictures import ddpm, stable_diffusion, stable_diffusion_xl
 from tiny_models.scores import clip, dinov2
 from tiny_models.texts import bart, classifier, gpt2, gpt2_chat, llama, nli, sliding, t5
+from tiny_models.vision import (
+    blip,
+    blip_vqa,
+    llava,
+    qwen2_vl,
+    sd_latent_upscaler,
+    sd_upscaler,
+    smolvlm,
+    swin2sr,
+    vit_gpt2,
+)
 
 __all__ = [
-    "bart", "classifier", "clip", "ddpm", "dinov2", "gpt2", "gpt2_chat", "llama", "nli",
-    "sliding", "stable_diffusion", "stable_diffusion_xl",
-    "t5",
+    "bart", "blip", "blip_vqa", "classifier", "clip", "ddpm", "dinov2", "gpt2", "gpt2_chat", "llama", "llava", "nli",
+    "qwen2_vl", "sd_latent_upscaler", "sd_upscaler", "sliding", "smolvlm", "stable_diffusion", "stable_diffusion_xl",
+    "swin2sr", "t5", "vit_gpt2",
 ]  # fmt: skip

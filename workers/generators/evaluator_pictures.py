@@ -52,7 +52,7 @@ class PictureEvaluator(Evaluator, Pretrained):
         if (reason := cls._why_not(files.config)) is not None:
             raise ModelRejected("model_wrong_task", f"{files.ref} is not {cls.what}: {reason}")
         # What pools for a classifier is often not saved, and not asked.
-        model = load_model(files, AutoModel, device, what=cls.what, may_lack=("pooler.",))
+        model = load_model(files, AutoModel, device, what=cls.what, spare=("pooler.",))
         return cls._of(files, model, load_part(files, AutoImageProcessor))
 
     @classmethod

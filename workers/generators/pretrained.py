@@ -29,10 +29,11 @@ def load_part(files: ModelFiles, auto: Any, **options: Any) -> Any:
         raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
 
 
-def load_model(files: ModelFiles, auto: Any, device: Device, *, what: str, may_lack: tuple[str, ...] = ()) -> Any:
+def load_model(files: ModelFiles, auto: Any, device: Device, *, what: str, spare: tuple[str, ...] = ()) -> Any:
     """A model by one of the Auto classes, on its device and ready to be asked: safetensors only, no code of its own.
 
-    Weights whose names begin with one of `may_lack` are made up at random where they are missing: nobody uses them.
+    Weights whose names begin with one of `spare` may be missing: what they make is not asked for.
+
     Raises `ModelRejected`: `model_not_a_model` if files are missing or cannot be read, `model_wrong_task` if the
     weights have no part that makes it `what`.
     """
@@ -43,8 +44,9 @@ def load_model(files: ModelFiles, auto: Any, device: Device, *, what: str, may_l
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
-    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(may_lack)):
-        raise ModelRejected("model_wrong_task", f"{files.ref} lacks weights of {what}, such as {missing[0]}")
+    missing = [name for name in info["missing_keys"] if not name.startswith(spare)]
+    if missing:
+        raise ModelRejected("model_wrong_task", f"{files.ref} lacks weights of {what}, such as {min(missing)}")
     return model.to(device.name).eval()
 
 
