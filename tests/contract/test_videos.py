@@ -373,6 +373,18 @@ def test_a_folder_without_weights_is_rejected(root: Path, tmp_path: Path) -> Non
     assert error.value.code == "model_not_a_model"
 
 
+def test_a_pipeline_that_needs_a_library_says_which(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import WanPipeline
+
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("`cosmos_guardrail` is not installed")
+
+    monkeypatch.setattr(WanPipeline, "from_pretrained", lacking)
+    with pytest.raises(ModelRejected, match="cosmos_guardrail") as error:
+        of_words().load(files_of(tiny_models.wan, root), CPU)
+    assert (error.value.code, error.value.retryable) == ("library_missing", False)
+
+
 def test_a_poster_is_a_picture_that_pillow_reads(svd: Any) -> None:
     poster = bodies(film(svd, "image-to-video", image=PHOTOS["square"]))[1]
     with Image.open(io.BytesIO(poster)) as image:

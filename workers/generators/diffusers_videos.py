@@ -89,7 +89,7 @@ class DiffusersVideos(Generator):
         """Load safetensors only, and no code of the model's own.
 
         Raises `ModelRejected`: `model_wrong_task` for a model of another kind, `model_not_a_model` if files are missing
-        or cannot be read.
+        or cannot be read, `library_missing` if its pipeline needs more than is installed.
         """
         if files is None:
             raise ModelRejected("model_not_found", "this task needs a model")
@@ -97,7 +97,10 @@ class DiffusersVideos(Generator):
         if isinstance(found, str):
             raise ModelRejected("model_wrong_task", f"{files.ref} cannot {cls.deed}: {found}")
         dtype = dtype_on(device)
-        pipe = load_pipeline(files, found, dtypes(files.config, dtype))
+        try:
+            pipe = load_pipeline(files, found, dtypes(files.config, dtype))
+        except ImportError as error:  # some families ask for a library that nobody else needs
+            raise ModelRejected("library_missing", f"{files.ref} needs a library that is not here: {error}") from error
         pipe.to(device.name)
         if device.name != "cpu":
             order_for_convolutions(pipe)
