@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,28 @@ def test_the_small_wan_is_for_both(root: Path) -> None:
     assert of_pictures().serves(files)
 
 
+@pytest.mark.parametrize("task", ["text-to-video", "image-to-video"])
+def test_the_later_ltx_has_one_pipeline_for_both(root: Path, tmp_path: Path, task: str) -> None:
+    folder = tmp_path / "ltx-later"
+    shutil.copytree(tiny_models.ltx(root), folder)
+    for name, before, after in (
+        ("model_index.json", '"LTXPipeline"', '"LTXConditionPipeline"'),
+        ("scheduler/scheduler_config.json", '"use_dynamic_shifting": true', '"use_dynamic_shifting": false'),
+    ):
+        said = (folder / name).read_text()
+        assert before in said
+        (folder / name).write_text(said.replace(before, after))
+    words = task == "text-to-video"
+    kind = of_words() if words else of_pictures()
+    maker = kind.load(files_of(lambda _: folder, tmp_path), CPU)
+    asked = {"prompt": "rain", "width": 64, "height": 32, "num_frames": 9, "num_videos": 2}
+    made = [
+        facts(film(maker, task, **asked | ({} if words else {"image": PHOTOS[name]}), preview="none"))[0]
+        for name in ("square", "other")
+    ]
+    assert [(each["width"], each["height"], each["frames"], each["fps"]) for each in made] == [(64, 32, 9, 25)] * 2
+
+
 def test_the_decoder_of_wan_keeps_its_precision() -> None:
     import torch
 
@@ -363,8 +386,6 @@ def test_the_decoder_of_wan_keeps_its_precision() -> None:
 
 
 def test_a_folder_without_weights_is_rejected(root: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "broken"
     shutil.copytree(tiny_models.wan(root), folder)
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
