@@ -8,6 +8,16 @@ from __future__ import annotations
 from tiny_models.pictures import ddpm, stable_diffusion, stable_diffusion_xl
 from tiny_models.scores import clip, dinov2
 from tiny_models.texts import bart, classifier, gpt2, gpt2_chat, llama, nli, sliding, t5
+from tiny_models.videos import (
+    animatediff,
+    cogvideox,
+    cogvideox_of_pictures,
+    ltx,
+    ltx2,
+    stable_video_diffusion,
+    wan,
+    wan_of_pictures,
+)
 from tiny_models.vision import (
     blip,
     blip_vqa,
@@ -21,7 +31,8 @@ from tiny_models.vision import (
 )
 
 __all__ = [
-    "bart", "blip", "blip_vqa", "classifier", "clip", "ddpm", "dinov2", "gpt2", "gpt2_chat", "llama", "llava", "nli",
-    "qwen2_vl", "sd_latent_upscaler", "sd_upscaler", "sliding", "smolvlm", "stable_diffusion", "stable_diffusion_xl",
-    "swin2sr", "t5", "vit_gpt2",
+    "animatediff", "bart", "blip", "blip_vqa", "classifier", "clip", "cogvideox", "cogvideox_of_pictures", "ddpm",
+    "dinov2", "gpt2", "gpt2_chat", "llama", "llava", "ltx", "ltx2", "nli", "qwen2_vl", "sd_latent_upscaler",
+    "sd_upscaler", "sliding", "smolvlm", "stable_diffusion", "stable_diffusion_xl", "stable_video_diffusion",
+    "swin2sr", "t5", "vit_gpt2", "wan", "wan_of_pictures",
 ]  # fmt: skip
