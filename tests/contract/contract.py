@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import broken_models
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from shared.settings import Settings
@@ -43,6 +44,10 @@ class FakeRun:
         self.steps.append((tuple(job_ids), done, total))
         if len(self.steps) == self.stop_at:
             raise Stop
+
+    def advance(self, progress: Mapping[str, tuple[int, int]]) -> None:
+        for job_id, (done, total) in progress.items():
+            self.step([job_id], done, total)
 
     def wanted(self, job_id: str) -> bool:
         return job_id not in self.unwanted
@@ -119,7 +124,7 @@ def pixels(body: bytes) -> np.ndarray:
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
-    """Texts equal; pictures within 2/255, or what their lossy coding makes of that; facts equal."""
+    """Texts equal; pictures within 2/255, sounds within 1/1000, or what their lossy coding makes of it; facts equal."""
     assert isinstance(one, Done)
     assert isinstance(other, Done)
     assert [output.facts for output in one.outputs] == [output.facts for output in other.outputs]
@@ -130,8 +135,17 @@ def assert_same(one: Outcome, other: Outcome) -> None:
             assert_close(json.loads(a), json.loads(b))
         elif output.media_type.startswith("image/"):
             assert np.abs(pixels(a) - pixels(b)).max() <= (2 if output.media_type == "image/png" else 24)
+        elif output.media_type.startswith("audio/"):
+            assert_heard_alike(a, b, 1e-3 if output.media_type in ("audio/wav", "audio/flac") else 0.05)
         else:
             assert a == b
+
+
+def assert_heard_alike(one: bytes, other: bytes, tolerance: float) -> None:
+    """The same length, rate and channels, and samples that are nearly the same."""
+    (a, rate_a), (b, rate_b) = (soundfile.read(io.BytesIO(body), always_2d=True) for body in (one, other))
+    assert (a.shape, rate_a) == (b.shape, rate_b)
+    assert np.abs(a - b).max() <= tolerance
 
 
 def assert_close(one: Any, other: Any) -> None:
