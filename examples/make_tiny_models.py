@@ -10,10 +10,12 @@ from pathlib import Path
 
 import tiny_models
 import tiny_models.inputs
+from tiny_models.input_sounds import write_sounds
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "tiny" / "models"
     for name in tiny_models.__all__:
         print(getattr(tiny_models, name)(root))
-    if len(sys.argv) == 1:
-        print(tiny_models.inputs.photo(Path(__file__).parent / "tiny" / "inputs"))
+    inputs = root.parent / "inputs"
+    for path in (tiny_models.inputs.photo(inputs), *write_sounds(inputs)):
+        print(path)

@@ -33,6 +33,7 @@ _EXTENSIONS = {
     "image/png": "png", "image/jpeg": "jpg", "image/jpg": "jpg", "image/webp": "webp", "image/gif": "gif",
     "image/avif": "avif", "image/tiff": "tif", "image/svg+xml": "svg",
     "audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/flac": "flac", "audio/ogg": "ogg",
+    "audio/opus": "opus", "text/vtt": "vtt", "application/x-subrip": "srt",
     "audio/mp4": "m4a", "audio/aac": "aac", "audio/webm": "weba",
     "video/mp4": "mp4", "video/webm": "webm", "video/quicktime": "mov", "video/x-matroska": "mkv",
     "application/json": "json", "application/jsonl": "jsonl", "application/x-ndjson": "jsonl", "application/zip": "zip",
@@ -72,7 +73,7 @@ def file_name(job: JobRecord, artifact: ArtifactRecord) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
     position = str(artifact.position) if len(outputs(job)) > 1 else ""
     kind = _kind(artifact.media_type)
-    extension = "txt" if kind.startswith("text/") else _EXTENSIONS.get(kind, "bin")
+    extension = _EXTENSIONS.get(kind, "txt" if kind.startswith("text/") else "bin")
     return "-".join(part for part in (f"{job.line:06}", slug, position) if part) + f".{extension}"
 
 
@@ -88,7 +89,7 @@ def inline_as(artifact: ArtifactRecord) -> Literal["text", "data"] | None:
 @lru_cache(maxsize=1000)
 def _inline_as(media_type: str) -> Literal["text", "data"] | None:
     kind = _kind(media_type)
-    if kind.startswith("text/"):
+    if kind.startswith("text/") and kind not in _EXTENSIONS:
         return "text"
     return "data" if kind == "application/json" else None
 

@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _UNSUPPORTED = re.compile(r"(file|s3|[A-Za-z][\w+.-]*):")
 _COMMON = ["*.json", "*.txt", "*.model", "*.jinja", "*.vocab"]
 # A diffusers repository often carries the same weights once more as single files at its top: only folders count.
-_PATTERNS = {"diffusers": [*_COMMON, "*/*.safetensors"], "transformers": [*_COMMON, "*.safetensors"]}
+_PATTERNS = {"diffusers": [*_COMMON, "*/*.safetensors"], "transformers": [*_COMMON, "*.safetensors", "*.npy"]}
 _IGNORED = [
     "*.fp16.*",
     "*.fp16-*",

@@ -7,6 +7,19 @@ from __future__ import annotations
 
 from tiny_models.pictures import ddpm, stable_diffusion, stable_diffusion_xl
 from tiny_models.scores import clip, dinov2
+from tiny_models.sounds import (
+    audioldm2,
+    bark,
+    fastspeech2,
+    musicgen,
+    musicgen_melody,
+    musicgen_stereo,
+    speecht5,
+    stable_audio,
+    vits,
+    wav2vec2,
+    whisper,
+)
 from tiny_models.texts import bart, classifier, gpt2, gpt2_chat, llama, nli, sliding, t5
 from tiny_models.videos import (
     animatediff,
@@ -31,8 +44,9 @@ from tiny_models.vision import (
 )
 
 __all__ = [
-    "animatediff", "bart", "blip", "blip_vqa", "classifier", "clip", "cogvideox", "cogvideox_of_pictures", "ddpm",
-    "dinov2", "gpt2", "gpt2_chat", "llama", "llava", "ltx", "ltx2", "nli", "qwen2_vl", "sd_latent_upscaler",
-    "sd_upscaler", "sliding", "smolvlm", "stable_diffusion", "stable_diffusion_xl", "stable_video_diffusion",
-    "swin2sr", "t5", "vit_gpt2", "wan", "wan_of_pictures",
+    "animatediff", "audioldm2", "bark", "bart", "blip", "blip_vqa", "classifier", "clip", "cogvideox",
+    "cogvideox_of_pictures", "ddpm", "dinov2", "fastspeech2", "gpt2", "gpt2_chat", "llama", "llava", "ltx", "ltx2",
+    "musicgen", "musicgen_melody", "musicgen_stereo", "nli", "qwen2_vl", "sd_latent_upscaler", "sd_upscaler",
+    "sliding", "smolvlm", "speecht5", "stable_audio", "stable_diffusion", "stable_diffusion_xl",
+    "stable_video_diffusion", "swin2sr", "t5", "vit_gpt2", "vits", "wan", "wan_of_pictures", "wav2vec2", "whisper",
 ]  # fmt: skip

@@ -72,3 +72,18 @@ def save_clip_tokenizer(folder: Path) -> int:
     shutil.rmtree(folder)
     tokenizer.save_pretrained(folder)
     return len(tokens)
+
+
+def save_t5_tokenizer(folder: Path, *, most: int = 96) -> int:
+    """A Unigram tokenizer of T5's kind, for texts of at most so many tokens; returns its size."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5TokenizerFast
+
+    raw = Tokenizer(models.Unigram())
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    raw.train_from_iterator([WORDS, "summarize: translate English to German: "], trainer)
+    tokenizer = T5TokenizerFast(tokenizer_object=raw, extra_ids=0, model_max_length=most)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)

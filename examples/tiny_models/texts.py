@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny_models.building import WORDS, cached, save_tokenizer
+from tiny_models.building import cached, save_t5_tokenizer, save_tokenizer
 
 
 def save_gpt2(folder: Path, *, chat: bool, kind: str = "GPT2LMHeadModel") -> None:
@@ -91,19 +91,12 @@ def nli(folder: Path) -> None:
 
 def _save_t5(folder: Path, tasks: dict[str, dict[str, str]] | None) -> None:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+    from transformers import T5Config, T5ForConditionalGeneration
 
-    raw = Tokenizer(models.Unigram())
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
-    raw.train_from_iterator([WORDS, "summarize: translate English to German: "], trainer)
-    tokenizer = T5TokenizerFast(tokenizer_object=raw, extra_ids=0, model_max_length=96)
-    tokenizer.save_pretrained(folder)
+    size = save_t5_tokenizer(folder)
     torch.manual_seed(4)
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0,
+        vocab_size=size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0,
         eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False, task_specific_params=tasks,
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from shared.tasks import Params, Task
-from shared.tasks.text_to_speech import AudioFormat
+from shared.tasks.sounds import AudioFormat
 
 
 class TextToAudioParams(Params):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from shared.tasks import Params, Task
+from shared.tasks.inputs import FileInput
+from shared.tasks.sounds import AudioFormat
 
 #: longest text of one job, in characters: about an hour
 MOST_CHARACTERS = 60_000
-
-AudioFormat = Annotated[
-    Literal["wav", "flac", "mp3", "ogg", "opus"], Field(description="file format; wav and flac lose nothing")
-]
 
 
 class TextToSpeechParams(Params):
@@ -21,8 +19,14 @@ class TextToSpeechParams(Params):
 
     text: Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS, description="the text to read aloud")]
     speaker: Annotated[
-        int | str | None,
+        Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1, max_length=200)] | None,
         Field(description="whose voice: a number for a model of several speakers, a voice's name for Bark"),
+    ] = None
+    speaker_embedding: Annotated[
+        FileInput | None,
+        Field(
+            description="whose voice, for SpeechT5: an x-vector in a file `.npy`; by default the one beside the model"
+        ),
     ] = None
     speed: Annotated[
         float | None, Field(ge=0.25, le=4, description="how fast to speak, where the model can; 1 is its own pace")

@@ -58,10 +58,12 @@ def test_output_i_of_several_is_that_of_a_job_with_seed_plus_i(kind: Kind, gener
     if kind.several is None:
         pytest.skip("one output per job")
     params, count = kind.several
-    name = next(name for name in ("num_images", "num_return_sequences", "num_videos") if name in params)
+    name = next(
+        name for name in ("num_images", "num_waveforms", "num_videos", "num_return_sequences") if name in params
+    )
     for limit in (32, 2):
         together = run_all(generator, [work(kind, params, seed=40)], limit)["job-0"]
-        one = params | ({name: 1, "do_sample": True} if name == "num_return_sequences" else {name: 1})
+        one = params | {name: 1} | ({"do_sample": True} if name == "num_return_sequences" else {})
         singles = [run_all(generator, [work(kind, one, seed=40 + i)])["job-0"] for i in range(count)]
         assert isinstance(together, Done)
         assert {output.facts["seed"] for output in together.outputs} == {40 + i for i in range(count)}

@@ -301,6 +301,25 @@ def test_texts_as_files(gateway: FakeGateway, tmp_path: Path) -> None:
     assert (tmp_path / "000001-ad-1-1.txt").read_bytes() == b"two"
 
 
+@pytest.mark.parametrize(
+    ("media_type", "name"),
+    [
+        ("text/vtt", "000001-ad-1.vtt"), ("application/x-subrip", "000001-ad-1.srt"),
+        ("audio/opus", "000001-ad-1.opus"), ("text/plain; charset=utf-8", None),
+    ],
+)  # fmt: skip
+def test_subtitles_and_sounds_are_files_that_players_know(
+    media_type: str, name: str | None, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    gateway.add((media_type, b"WEBVTT\n\n"))
+
+    fetch(gateway, tmp_path)
+
+    [line] = lines_of(tmp_path)
+    assert line["artifacts"][0].get("path") == name
+    assert (line.get("text") is None) == (name is not None)
+
+
 def test_a_text_too_large_for_a_line_becomes_a_file(gateway: FakeGateway, tmp_path: Path) -> None:
     gateway.add(("text/plain", b"x" * (outputs.INLINE_MOST + 1)))
 
