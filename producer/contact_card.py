@@ -82,7 +82,7 @@ def card_of(line: Line, index: int) -> Card:
     return Card(
         index=index, state=state, task=str(line.get("task") or ""), model=str(line.get("model") or ""),
         asked=_asked(params), params={"model": str(line.get("model") or "–"), **short}, top="".join(top),
-        made=_made(line, files, state), foot=_foot(line, params), facts=_facts(line, params, files),
+        made=_made(line, files, state), foot=_foot(line), facts=_facts(line, params, files),
         pictured=bool(pictures or films),
     )  # fmt: skip
 
@@ -114,8 +114,9 @@ def _pictures(line: Line, pictures: Sequence[Artifact]) -> str:
     for picture in pictures:
         small = isinstance(width := picture.get("width"), int) and width < SMALL_PX
         address = _address(picture)
+        own = f' data-seed="{safe(picture["seed"])}"' if len(pictures) > 1 and "seed" in picture else ""
         tags.append(
-            f'<a href="{address}" target="_blank" rel="noopener"><img src="{address}" alt="{alt}"{_size(picture)}'
+            f'<a href="{address}" target="_blank" rel="noopener"{own}><img src="{address}" alt="{alt}"{_size(picture)}'
             f'{" class=small" if small else ""} loading="lazy" decoding="async"></a>'
         )
     many = f" many{' three' if len(tags) % 3 == 0 else ''}" if len(tags) > 1 else ""
@@ -181,13 +182,10 @@ def _trouble(code: str, message: str) -> str:
     return f'<p class="trouble"><code>{safe(code)}</code><span dir="auto">{safe(message[:TEXT_MOST])}</span></p>'
 
 
-def _foot(line: Line, params: Mapping[str, Any]) -> str:
-    short = [f"{params['num_inference_steps']} steps"] if "num_inference_steps" in params else []
-    short.append(f"seed {line.get('seed')}")
-    name = safe(str(line.get("custom_id"))[:80])
+def _foot(line: Line) -> str:
     return (
-        f'<details class="foot"><summary><bdi class="id">{name}</bdi>'
-        f'<span class="facts">{safe(" · ".join(short))}</span></summary></details>'
+        f'<details class="foot"><summary><bdi class="id">{safe(str(line.get("custom_id"))[:80])}</bdi>'
+        f'<span class="facts">seed {safe(line.get("seed"))}</span></summary></details>'
     )
 
 
@@ -211,6 +209,8 @@ def _facts(line: Line, params: Mapping[str, Any], files: Sequence[Artifact]) -> 
 
 def _one(fact: object) -> str:
     """A value in at most a thousand characters."""
+    if isinstance(fact, float) and fact.is_integer() and abs(fact) < 1e15:
+        fact = int(fact)
     text = fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False)
     return text if len(text) <= 1000 else f"{text[:999]}…"
 

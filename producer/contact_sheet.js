@@ -12,9 +12,13 @@
 
   // --- everything that is known about a card: open, on hover, on focus ---
 
-  const listOf = (card) => {
-    const list = document.createElement("dl");
-    for (const [name, text] of factsOf(card)) {
+  // Of one picture out of several, its own seed and file.
+  const listOf = (card, link) => {
+    const list = document.createElement("dl"), own = link?.dataset.seed;
+    const file = own && decodeURIComponent(link.getAttribute("href")).slice(2);
+    for (const [name, known] of factsOf(card)) {
+      if (own && name === "file" && !known.startsWith(`${file} `)) continue;
+      const text = own && name === "seed" ? own : known;
       const value = made("dd", visible(text));
       value.dir = "auto";
       list.append(made("dt", visible(name)), value);
@@ -38,7 +42,7 @@
     if (!card || card.querySelector("details[open]")) return;
     hush();
     told = at;
-    tip.replaceChildren(listOf(card));
+    tip.replaceChildren(listOf(card, at));
     tip.hidden = false;
     at.setAttribute("aria-describedby", "tip");
     place();
@@ -149,7 +153,7 @@
     shown.alt = picture.alt;
     shown.className = picture.className;
     by("told").textContent = (card.querySelector(".prompt") ?? by("shared")).textContent;
-    by("known").replaceChildren(listOf(card));
+    by("known").replaceChildren(listOf(card, link));
     by("open").href = link.href;
     by("place").textContent = `${(here + 1).toLocaleString()} of ${links.length.toLocaleString()}`;
     by("back").disabled = here === 0;
@@ -163,7 +167,9 @@
     hush();
     links = [...sections.querySelectorAll("section:not([hidden]) .card:not([hidden]) .pictures a")];
     look(links.indexOf(link));
+    document.documentElement.classList.add("viewing");
     view.showModal();
+    view.focus();
   });
   const go = (step) => { if (links[here + step]) look(here + step); };
   by("back").addEventListener("click", () => go(-1));
@@ -172,6 +178,7 @@
   document.querySelector(".stage").addEventListener("click", ({ target }) => { if (target !== shown) view.close(); });
   view.addEventListener("keydown", ({ key }) => { if (key === "ArrowLeft") go(-1); if (key === "ArrowRight") go(1); });
   view.addEventListener("close", () => {
+    document.documentElement.classList.remove("viewing");
     shown.removeAttribute("src");
     const link = links[here];
     link.scrollIntoView({ block: "nearest" });
@@ -197,8 +204,8 @@
     if (scrollY < 8) return null;
     let place = null;
     for (const card of cards) {
-      const { top, bottom } = card.getBoundingClientRect();
-      if (bottom > edge && !card.hidden && (!place || top < place.top)) place = { n: number(card), top };
+      const { top } = card.getBoundingClientRect();
+      if (top >= edge && !card.hidden && (!place || top < place.top)) place = { n: number(card), top };
     }
     return place;
   };
@@ -206,6 +213,16 @@
     const card = place && cards.find((each) => number(each) === place.n);
     if (card) scrollBy({ top: card.getBoundingClientRect().top - place.top, behavior: "instant" });
   };
+  // Cards that come into view get their true height one frame later, and what lies below them moves once more.
+  let held = null, frame = 0;
+  const keep = (place, frames = 20) => {
+    back(place);
+    held = frames ? place : null;
+    cancelAnimationFrame(frame);
+    if (held) frame = requestAnimationFrame(() => keep(place, frames - 1));
+  };
+  const release = () => { held = null; cancelAnimationFrame(frame); };
+  for (const moved of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(moved, release, { passive: true });
   const memory = `aigc ${location.pathname}`;
   addEventListener("pagehide", () => {
     const open = cards.filter((card) => card.querySelector("details[open]")).map(number);
@@ -226,8 +243,7 @@
     press();
     resize();
     sift();
-    back(state.place);
-    requestAnimationFrame(() => requestAnimationFrame(() => back(state.place)));
+    keep(state.place);
   };
 
   // --- what is new, while the batch is followed ---
@@ -291,13 +307,13 @@
     },
     cards: (chunk, run, version, html) => {
       versions[chunk] = version;
-      const place = anchor(), template = document.createElement("template");
+      const place = held ?? anchor(), template = document.createElement("template");
       template.innerHTML = html;
       const fresh = [...template.content.children], kept = new Set(fresh.map(number));
       drop((card) => Math.floor(number(card) / run) === chunk && !kept.has(number(card)));
       if (fresh.map(put).some(Boolean)) arrange();
       sift();
-      back(place);
+      keep(place);
     },
   };
 

@@ -25,6 +25,7 @@ from producer.contact_card import STATES, TAGS_MOST, Card, Line, card_of, state_
 from producer.contact_values import safe
 from producer.local_files import explained, replacing
 from producer.records import BatchRecord
+from producer.watch import rate
 
 #: jobs on the page; a browser gets slow with more
 CARDS_MOST = 5000
@@ -225,15 +226,17 @@ def _by_task(cards: Iterable[Card]) -> dict[str, list[Card]]:
 
 
 def _varied(cards: Sequence[Card]) -> list[str]:
-    """Names of the params that tell these cards apart, in the order of the task."""
+    """Names of the params that tell apart what was asked in the same words, in the order of the task."""
+    alike: dict[str, list[Card]] = {}
+    for card in cards:
+        alike.setdefault(card.asked, []).append(card)
     names = list(dict.fromkeys(name for card in cards for name in card.params))
-    values = {name: {card.params.get(name) for card in cards} for name in names}
-    telling = [
-        name
-        for name, found in values.items()
-        if len(found) > 1 and not any(_REFERENCE.match(value) for value in found if value)
-    ]
-    return telling[:TAGS_MOST]
+    return [name for name in names if any(_differ(name, group) for group in alike.values())][:TAGS_MOST]
+
+
+def _differ(name: str, cards: Sequence[Card]) -> bool:
+    found = {card.params.get(name) for card in cards}
+    return len(found) > 1 and not any(_REFERENCE.match(value) for value in found if value)
 
 
 def _about(batch: BatchRecord, models: list[str]) -> str:
@@ -243,7 +246,7 @@ def _about(batch: BatchRecord, models: list[str]) -> str:
         ("", f"{batch.total:,} {'job' if batch.total == 1 else 'jobs'}"),
         ("made with" if models else "", ", ".join(models[:4]) + more),
         ("submitted", made),
-        ("", f"{batch.rate_per_s:,.3g} jobs/s" if batch.rate_per_s else ""),
+        ("", rate(batch.rate_per_s).replace("/", " jobs/") if batch.rate_per_s else ""),
         ("batch", batch.id if batch.name else ""),
     ]
     looks = {"done": "cancelled" if batch.counts.get("failed") else "succeeded", "running": "running"}

@@ -277,12 +277,21 @@ def test_tasks_stand_apart_each_with_what_varies_in_it(tmp_path: Path) -> None:
         line(1, text="x"),
         line(2, task="text-to-image", model="m", artifacts=[picture("a.png", width=64)]),
         line(3, text="y", params={"prompt": "New shoes:", "temperature": 0.5}),
+        line(4, text="z", params={"prompt": "Other words", "temperature": 0.5, "top_k": 7}),
     )
 
-    assert re.findall(r"<h2>(.*?) <em>(\d)</em></h2>", html) == [("text-generation", "2"), ("text-to-image", "1")]
+    assert re.findall(r"<h2>(.*?) <em>(\d)</em></h2>", html) == [("text-generation", "3"), ("text-to-image", "1")]
     assert [grid["class"] for grid in page.all("div") if "grid" in str(grid.get("class"))] == ["grid reading", "grid"]
-    assert html.count('<ul class="tags">') == 2
+    assert html.count('<ul class="tags">') == 3
     assert [option["value"] for option in page.all("option")] == ["", "task", "temperature"]
+
+
+def test_pictures_of_one_job_have_seeds_of_their_own(tmp_path: Path) -> None:
+    _, page = sheet(tmp_path, line(1, artifacts=[picture(f"{n}.png", seed=7 + n) for n in range(2)]))
+    _, alone = sheet(tmp_path, line(1, artifacts=[picture("0.png", seed=7)]))
+
+    assert [link["data-seed"] for link in page.all("a")] == ["7", "8"]
+    assert "data-seed" not in alone.all("a")[0]
 
 
 def test_files_that_jobs_read_tell_no_cards_apart(tmp_path: Path) -> None:
