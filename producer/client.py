@@ -14,6 +14,7 @@ from producer.gateway import DirectGateway, Gateway
 from producer.inputs import Inputs
 from producer.records import BatchRecord, EventRecord, JobRecord, Resumed, SystemRecord, WorkerRecord
 from producer.results import download, result_lines
+from producer.results import follow as go_on
 from producer.sources import Defaults, Format, from_objects, from_stream, guess_format
 from producer.spool import Spool, fill_spool
 from shared.errors import AigcError, RequestError
@@ -280,10 +281,16 @@ class Batch:
         """One dict per job by line, as in `results.jsonl`, streamed; texts and small JSON are inline."""
         return result_lines(self._gateway, self.id)
 
-    def download(self, out: str | Path, *, text_files: bool = False) -> Path:
-        """Write the files, `results.jsonl` and the contact sheet `index.html`; can be repeated. Returns the folder."""
+    def download(self, out: str | Path, *, text_files: bool = False, follow: bool = False) -> Path:
+        """Write the files, `results.jsonl` and the contact sheet `index.html`; can be repeated. Returns the folder.
+
+        With `follow`, go on with what comes until the batch is done; a page that is open in a browser grows.
+        """
         folder = Path(out)
-        download(self._gateway, self.status(), folder, text_files=text_files)
+        if follow:
+            go_on(self._gateway, self.status(), folder, text_files=text_files, quiet=True)
+        else:
+            download(self._gateway, self.status(), folder, text_files=text_files)
         return folder
 
     def to_pandas(self) -> pandas.DataFrame:

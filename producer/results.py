@@ -7,22 +7,19 @@ recorded.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic_core import to_json
-
 from producer.contact_sheet import ContactSheet
+from producer.lines import csv_lines, json_lines, line_of
 from producer.local_files import drop_abandoned, explained, replacing
 from producer.outputs import (
     Contents,
@@ -33,10 +30,9 @@ from producer.outputs import (
     insist,
     opened,
     outputs,
-    result_artifacts,
 )
 from producer.records import ArtifactRecord, BatchRecord, JobRecord
-from shared.errors import Unavailable
+from shared.errors import AigcError, Unavailable
 
 if TYPE_CHECKING:
     from producer.gateway import Gateway
@@ -47,15 +43,10 @@ PAGE = 500
 FETCHERS = 8
 #: a file that is there already is read and compared up to this size; a larger one is known by its size
 COMPARE_MOST = 64 << 20
+#: a page that is followed is brought up to date after so many seconds at least, for this share of the time at most
+GROW_LEAST_S, GROW_SHARE = 1.5, 0.1
 
 _CHUNK = 1 << 20
-CSV_COLUMNS = (
-    "index", "custom_id", "status", "task", "model", "text", "paths", "error_code", "error_message", "seed", "params",
-)  # fmt: skip
-#: where some readers end a line, and the same in JSON
-_LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
-#: what makes a spreadsheet take a cell for a formula, full-width forms included
-_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +91,7 @@ def result_lines(gateway: Gateway, batch_id: str) -> Iterator[dict[str, Any]]:
                         inline.append((artifact, contents.read(job, artifact)))
                     except DamagedOutput as error:
                         problems[artifact.id] = damaged.note(error)
-            yield _line(job, inline, {}, problems)
+            yield line_of(job, inline, {}, problems)
     if damaged.count:
         raise DamagedOutput(damaged.told("every other line is whole"))
 
@@ -125,14 +116,84 @@ def download(
     A CSV holds the first text of a job only. A cell that a spreadsheet would take for a formula (it begins with one of
     `= + - @`, a tab or a line break) gets a `'` in front.
 
-    With `contact_sheet`, `index.html` shows the first 5,000 jobs (see `producer.contact_sheet`).
+    With `contact_sheet`, `index.html` shows the first 5,000 jobs that have begun (see `producer.contact_sheet`).
 
     Raises `RequestError` if `out` cannot be written, `Unavailable` if the disk is full or a part of the system does not
     answer, and `DamagedOutput` at the end if some outputs could not be had; all others have been written by then, and
     the line of such a job says so under `problem` of the artifact.
     """
     sheet = ContactSheet(batch) if contact_sheet else None
-    return _Download(gateway, batch, out, text_files=text_files, on_job=on_job, sheet=sheet).run(format)
+    return _Download(gateway, batch.id, out, text_files=text_files, on_job=on_job).run(format, sheet)
+
+
+def follow(
+    gateway: Gateway,
+    batch: BatchRecord,
+    out: Path,
+    *,
+    text_files: bool = False,
+    format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002 - the name of the option
+    quiet: bool | None = None,
+    hint: Callable[[], str | None] | None = None,
+    on_trouble: Callable[[AigcError], None] | None = None,
+) -> Downloaded:
+    """The same while the batch runs: the files and the page come as the jobs finish, the rest once all are.
+
+    A page that is open in a browser shows what is new by itself. What is not on it, because it shows 5,000 jobs at
+    most, comes at the end. `quiet` and `hint` are those of `producer.watch.watch`, which raises what that raises; where
+    files cannot be had in between, `on_trouble` is told once and it is tried again. Interrupted, it leaves the files,
+    and the page as it is then.
+    """
+    from producer.watch import watch
+
+    work = _Download(gateway, batch.id, out, text_files=text_files)
+    growth = _Growth(work, ContactSheet(batch), on_trouble)
+    try:
+        growth.look()
+        watch(gateway, batch.id, quiet=quiet, hint=hint, stop=growth.look)
+        return work.run(format, ContactSheet(gateway.batch(batch.id)))
+    except DamagedOutput:
+        raise  # all the same, the page is complete
+    except BaseException:
+        growth.end()
+        raise
+
+
+class _Growth:
+    """Brings a page up to date from time to time."""
+
+    def __init__(self, work: _Download, sheet: ContactSheet, on_trouble: Callable[[AigcError], None] | None) -> None:
+        self._work = work
+        self._sheet = sheet
+        self._on_trouble = on_trouble
+        self._shown: Mapping[str, int] = {}
+        self._next = 0.0
+
+    def look(self) -> bool:
+        """Show what is new, if it is time for that; never a reason to stop watching."""
+        began = time.monotonic()
+        if began < self._next:
+            return False
+        try:
+            batch = self._work.batch()
+            if self._shown != batch.counts:
+                self._sheet.batch = batch
+                self._work.grow(self._sheet)
+                self._shown = dict(batch.counts)
+            else:
+                self._sheet.beat(self._work.out)
+        except Unavailable as error:
+            if self._on_trouble is not None:
+                self._on_trouble(error)
+                self._on_trouble = None
+        took = time.monotonic() - began
+        self._next = time.monotonic() + max(GROW_LEAST_S, took / GROW_SHARE)
+        return False
+
+    def end(self) -> None:
+        """What there is stays, and is not followed any more."""
+        with suppress(AigcError):
+            self._sheet.write(self._work.out)
 
 
 class _Damaged:
@@ -158,54 +219,76 @@ class _Damaged:
 
 
 class _Download:
-    """One run of `download`."""
+    """Brings over what a batch has made."""
 
     def __init__(
-        self, gateway: Gateway, batch: BatchRecord, out: Path, *,
-        text_files: bool, on_job: Callable[[JobRecord], None] | None,
-        sheet: ContactSheet | None,
+        self, gateway: Gateway, batch_id: str, out: Path, *,
+        text_files: bool, on_job: Callable[[JobRecord], None] | None = None,
     ) -> None:  # fmt: skip
+        self.out = out
         self._gateway = gateway
-        self._batch = batch
-        self._out = out
+        self._batch_id = batch_id
         self._text_files = text_files
         self._on_job = on_job
-        self._sheet = sheet
         self._contents = Contents(gateway)
         self._stop = threading.Event()
         self._written = self._skipped = 0
         self._damaged = _Damaged()
+        #: artifacts whose files this process has seen to be right
+        self._seen: set[int] = set()
 
-    def run(self, format_: Literal["jsonl", "csv"]) -> Downloaded:
-        with explained(self._out):
-            self._out.mkdir(parents=True, exist_ok=True)
-            drop_abandoned(self._out)
-        results = self._out / f"results.{format_}"
+    def batch(self) -> BatchRecord:
+        return self._gateway.batch(self._batch_id)
+
+    def run(self, format_: Literal["jsonl", "csv"], sheet: ContactSheet | None) -> Downloaded:
+        """Everything that is there."""
+        self._begin()
+        results = self.out / f"results.{format_}"
         jobs = failed = unfinished = 0
         with replacing(results) as append, self._fetchers() as pool:
-            write = _csv_lines(append) if format_ == "csv" else _json_lines(append)
-            for page in _pages(self._gateway, self._batch.id):
+            write = csv_lines(append) if format_ == "csv" else json_lines(append)
+            for page in _pages(self._gateway, self._batch_id):
                 for job, line in self._lines(page, pool):
                     write(line)
-                    if self._sheet is not None:
-                        self._sheet.add(line)
+                    if sheet is not None:
+                        sheet.add(line)
                     jobs += 1
                     failed += job.status in ("failed", "cancelled")
                     unfinished += job.status not in ("succeeded", "failed", "cancelled")
                     if self._on_job is not None:
                         self._on_job(job)
-        sheet = self._sheet.write(self._out) if self._sheet is not None else None
+        page_ = sheet.write(self.out) if sheet is not None else None
         done = Downloaded(
-            folder=self._out, results=results, page=sheet, jobs=jobs, written=self._written, skipped=self._skipped,
+            folder=self.out, results=results, page=page_, jobs=jobs, written=self._written, skipped=self._skipped,
             failed=failed, unfinished=unfinished,
         )  # fmt: skip
         if self._damaged.count:
-            raise DamagedOutput(self._damaged.told(f"everything else is in {self._out}"), done)
+            raise DamagedOutput(self._damaged.told(f"everything else is in {self.out}"), done)
         return done
+
+    def grow(self, sheet: ContactSheet) -> None:
+        """What the page does not show yet, as far as it has room; open pages are told."""
+        self._begin()
+        with self._fetchers() as pool:
+            for page in _pages(self._gateway, self._batch_id):
+                for job, line in self._lines([job for job in page if not sheet.succeeded(job.line)], pool):
+                    sheet.add(line)
+                    self._seen.update(a.id for a in outputs(job))
+                if sheet.full:
+                    break
+        sheet.write(self.out, live=True)
+
+    def _begin(self) -> None:
+        with explained(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            drop_abandoned(self.out)
+        self._written = self._skipped = 0
+        self._damaged = _Damaged()
 
     @contextmanager
     def _fetchers(self) -> Iterator[ThreadPoolExecutor]:
         pool = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetch")
+        self._stop.clear()
         try:
             yield pool
         finally:
@@ -237,9 +320,9 @@ class _Download:
                 inline.append((artifact, body))
                 if self._text_files and inline_as(artifact) == "text":
                     name = file_name(job, artifact)
-                    self._count(self._keep(artifact, body, self._out / name))
+                    self._count(self._keep(artifact, body, self.out / name))
                     paths[artifact.id] = name
-            yield job, _line(job, inline, paths, problems)
+            yield job, line_of(job, inline, paths, problems)
 
     def _count(self, was_written: bool) -> None:
         self._written += was_written
@@ -254,8 +337,8 @@ class _Download:
 
     def _fetch(self, job: JobRecord, artifact: ArtifactRecord) -> bool:
         """Bring one file over, in a thread of the pool. Whether it had to be written."""
-        target = self._out / file_name(job, artifact)
-        if _is_there(target, artifact):
+        target = self.out / file_name(job, artifact)
+        if _is_there(target, artifact, compare=artifact.id not in self._seen):
             return False
         insist(lambda: self._copy(job, artifact, target))
         return True
@@ -279,96 +362,12 @@ def _pages(gateway: Gateway, batch_id: str) -> Iterator[list[JobRecord]]:
         after = page[-1].line
 
 
-def _line(
-    job: JobRecord,
-    inline: Sequence[tuple[ArtifactRecord, bytes]],
-    paths: Mapping[int, str],
-    problems: Mapping[int, str],
-) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "index": job.line, "custom_id": job.custom_id, "job_id": job.id, "status": job.status, "task": job.task,
-        "model": job.model, "params": dict(job.params), "seed": job.seed, "metadata": job.metadata,
-    }  # fmt: skip
-    for kind, several, decode in (("text", "texts", _text), ("data", "datas", _data)) if inline else ():
-        values = [decode(body) for artifact, body in inline if inline_as(artifact) == kind]
-        if values:
-            line[kind] = values[0]
-        if len(values) > 1:
-            line[several] = values
-    line["artifacts"] = [_artifact(a, paths.get(a.id), problems.get(a.id)) for a in result_artifacts(job)]
-    line |= {"error": job.error, "attempts": job.attempt, "timings": dict(job.timings), "record": job.record}
-    return line
-
-
-def _artifact(artifact: ArtifactRecord, path: str | None, problem: str | None) -> dict[str, Any]:
-    fixed: dict[str, Any] = {"role": artifact.role}
-    if path:
-        fixed["path"] = path
-    if problem:
-        fixed["problem"] = problem
-    fixed |= {"media_type": artifact.media_type, "bytes": artifact.bytes, "sha256": artifact.sha256}
-    return fixed | {name: value for name, value in artifact.facts.items() if name not in {*fixed, "path"}}
-
-
-def _text(body: bytes) -> str:
-    return body.decode("utf-8", "replace")
-
-
-def _data(body: bytes) -> Any:
-    """JSON as it is; NaN and infinity, which JSON does not have, become null. What is no JSON stays a text."""
-    try:
-        return json.loads(body, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return _text(body)
-
-
-def _json_lines(append: Callable[[bytes], None]) -> Callable[[Mapping[str, Any]], None]:
-    def write(line: Mapping[str, Any]) -> None:
-        try:
-            made = to_json(line, inf_nan_mode="constants")
-        except ValueError:  # nested very deeply, or a lone surrogate, which becomes its JSON escape
-            text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
-            made = text.encode("utf-8", "backslashreplace")
-        for separator, escaped in _LINE_ENDS:
-            if separator in made:
-                made = made.replace(separator, escaped)
-        append(made + b"\n")
-
-    return write
-
-
-def _csv_lines(append: Callable[[bytes], None]) -> Callable[[Mapping[str, Any]], None]:
-    buffer = io.StringIO(newline="")
-    table = csv.writer(buffer)
-
-    def row(cells: Sequence[object]) -> None:
-        table.writerow([_harmless(cell) for cell in cells])
-        append(buffer.getvalue().encode("utf-8", "backslashreplace"))
-        buffer.seek(0)
-        buffer.truncate()
-
-    def write(line: Mapping[str, Any]) -> None:
-        error = line["error"] or {}
-        row([
-            line["index"], line["custom_id"], line["status"], line["task"], line["model"], line.get("text"),
-            ";".join(a["path"] for a in line["artifacts"] if "path" in a), error.get("code"), error.get("message"),
-            line["seed"], json.dumps(line["params"], ensure_ascii=False),
-        ])  # fmt: skip
-
-    row(CSV_COLUMNS)
-    return write
-
-
-def _harmless(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-
-def _is_there(path: Path, artifact: ArtifactRecord) -> bool:
+def _is_there(path: Path, artifact: ArtifactRecord, *, compare: bool = True) -> bool:
     try:
         facts = path.lstat()
         if not stat.S_ISREG(facts.st_mode) or facts.st_size != artifact.bytes:
             return False
-        if artifact.bytes > COMPARE_MOST:
+        if artifact.bytes > COMPARE_MOST or not compare:
             return True
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == artifact.sha256

@@ -87,6 +87,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 - the face of a command
 
 
+def trying_again(error: AigcError) -> None:
+    """What does not answer just now, and will be asked again."""
+    note(f"aigc: {error}; trying again")
+
+
 def show(text: str) -> None:
     """A result."""
     print(text)  # noqa: T201 - the face of a command

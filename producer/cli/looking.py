@@ -6,11 +6,11 @@ import json as json_module
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from producer.cli import JSON_OPTION, note, show, show_json
+from producer.cli import JSON_OPTION, note, show, show_json, trying_again
 from shared.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
@@ -142,21 +142,35 @@ def results(
     out: Annotated[Path | None, typer.Option(help="folder for files, results.jsonl and index.html")] = None,
     text_files: Annotated[bool, typer.Option("--text-files", help="write texts as .txt files too")] = False,
     format: Annotated[str, typer.Option(help="jsonl or csv")] = "jsonl",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="go on with what comes, until it is done; an open index.html grows")
+    ] = False,
     json: bool = JSON_OPTION,
 ) -> None:
     """Fetch what a batch has made, also while it runs. Without --out, the lines of results.jsonl are printed."""
+    from producer.cli.hints import why_nothing_runs
     from producer.client import Client
     from producer.results import download, result_lines
+    from producer.results import follow as go_on
 
     if format not in ("jsonl", "csv"):
         raise RequestError(f"--format must be jsonl or csv, got {format!r}")
+    if follow and out is None:
+        raise RequestError("--follow goes with --out DIR, which holds the page that grows")
     client = Client()
     batch = client.gateway.batch(reference)
     if out is None:
         for line in result_lines(client.gateway, batch.id):
             show(json_module.dumps(line, ensure_ascii=False))
         return
-    downloaded = download(client.gateway, batch, out, text_files=text_files, format=format)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"text_files": text_files, "format": format}
+    if follow:
+        if batch.status != "done":
+            note(f"{out}/index.html shows what there is, and grows")
+        hint = why_nothing_runs(client, batch.id)
+        downloaded = go_on(client.gateway, batch, out, quiet=json or None, hint=hint, on_trouble=trying_again, **how)
+    else:
+        downloaded = download(client.gateway, batch, out, **how)
     if json:
         show_json({"out": str(out), "written": downloaded.written, "skipped": downloaded.skipped})
     else:
@@ -198,9 +212,7 @@ def events(
         batch_id, line = batch_of(job.id), job.line
     found = happenings.happened(gateway, batch_id, after=after, line=line)
     if follow:
-        found = happenings.follow(
-            gateway, batch_id, after=after, line=line, on_silence=lambda error: note(f"aigc: {error}; trying again")
-        )
+        found = happenings.follow(gateway, batch_id, after=after, line=line, on_silence=trying_again)
     for event in found:
         if json:
             show_json(event.to_json())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import sys
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from producer.cli import JSON_OPTION, note, show, show_json
+from producer.cli import JSON_OPTION, note, show, show_json, trying_again
 from producer.cli.hints import why_nothing_runs
 from shared.errors import InvalidJobs, RequestError
 
 if TYPE_CHECKING:
     from producer.client import Batch, Client
+    from producer.gateway import Gateway
     from producer.inputs import Inputs
     from producer.sources import Defaults
     from producer.spool import Spool
@@ -160,25 +161,40 @@ def _show_plan(spool: Spool, *, json: bool) -> None:
 
 
 def _wait_and_fetch(client: Client, batch_id: str, out: Path | None, *, json: bool) -> int:
+    from producer.results import follow
     from producer.watch import watch
 
-    record = watch(client.gateway, batch_id, quiet=json or None, hint=why_nothing_runs(client, batch_id))
+    hint, quiet = why_nothing_runs(client, batch_id), json or None
     if out is not None:
-        client.batch(batch_id).download(out)
+        follow(client.gateway, client.gateway.batch(batch_id), out, quiet=quiet, hint=hint, on_trouble=trying_again)
         note(f"{out}/ holds the files, results.jsonl and index.html")
+        record = client.gateway.batch(batch_id)
+    else:
+        record = watch(client.gateway, batch_id, quiet=quiet, hint=hint)
     for error in record.errors:
         note(f"{error.count} job(s) failed with {error.code}: {error.example}")
     return 1 if record.counts["failed"] or record.counts["cancelled"] else 0
 
 
 def run(
-    task: Annotated[str, typer.Argument(help="what to make: see `aigc tasks`")],
+    task: Annotated[str | None, typer.Argument(help="what to make: see `aigc tasks`; --from knows it")] = None,
     assignments: Annotated[
         list[str] | None, typer.Argument(metavar="k=v …", help="params, and seed=… if you like")
     ] = None,
     model: Model = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE|JOB",
+            help="an earlier output: its task, model, params and seed, where nothing else is said",
+        ),
+    ] = None,
     n: Annotated[int, typer.Option("--n", min=1, max=1000, help="how many, each with its own seed")] = 1,
-    vary: Annotated[list[str] | None, typer.Option(help="one job for each value: guidance_scale=3,5,7")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="one job for each value: guidance_scale=3,5,7; several of these make a grid"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for the files")] = Path("out"),
     queue: Annotated[str | None, typer.Option(help="queue to run in")] = None,
     json: bool = JSON_OPTION,
@@ -186,9 +202,14 @@ def run(
     """Make one thing (or a few), wait, and show where it is."""
     from producer.client import Client
 
-    jobs = _planned(task, assignments or [], vary or [], n)
-    client = Client()
-    batch = client.submit(jobs, model=model, queue=queue)
+    if task is not None and "=" in task:
+        assignments, task = [task, *(assignments or [])], None
+    reached = functools.cache(Client)
+    jobs = _planned(
+        task, assignments or [], vary or [], n, model=model, earlier=from_, gateway=lambda: reached().gateway
+    )
+    client = reached()
+    batch = client.submit(jobs, queue=queue)
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")
     status = _wait_and_fetch(client, batch.id, None, json=json)
@@ -226,20 +247,37 @@ def upload(
             show(f"file:{file.id}")
 
 
-def _planned(task: str, assignments: list[str], vary: list[str], n: int) -> list[dict[str, Any]]:
-    """The jobs of one `run`: `n` seeds of every combination of the varied values."""
+def _planned(
+    task: str | None, assignments: list[str], vary: list[str], n: int,
+    *, model: str | None, earlier: str | None, gateway: Callable[[], Gateway],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The jobs of one `run`: what an earlier output says, what the command line says, and every combination."""
+    from producer.earlier import paths_in, recipe_of
+    from producer.grids import axis, in_words, planned
+
+    recipe = recipe_of(earlier, gateway) if earlier is not None else None
+    task = task or (recipe.task if recipe else None)
+    if task is None:
+        raise RequestError("say what to make first, such as text-to-image (see `aigc tasks`), or --from what")
     params = _assignments(assignments, task)
-    seed = params.pop("seed", None)
+    axes = [axis(item, task) for item in vary]
+    fixed = {*params, *(["model"] if model is not None else [])}
+    for each in axes:
+        if each.name in fixed:
+            raise RequestError(f"{each.name} is set and varied: leave one out")
+    own = {*params, *(each.name for each in axes)}
+    seed = params.pop("seed", recipe.seed if recipe else None)
     if seed is not None and not isinstance(seed, int):
         raise RequestError(f"seed: must be a whole number from 0, got {seed!r}")
-    varied = [_varied(item, task) for item in vary]
-    planned = []
-    for values in product(*(choices for _, choices in varied)):
-        chosen = {name: value for (name, _), value in zip(varied, values, strict=True)}
-        for copy in range(n):
-            job: dict[str, Any] = {"task": task, "params": {**params, **chosen}}
-            planned.append(job if seed is None else {**job, "seed": seed + copy})
-    return planned
+    if recipe is not None:
+        params = {**recipe.params, **params}
+        model = model or recipe.model
+    jobs = planned(task, params, model=model, seed=seed, axes=axes, n=n)
+    if recipe is not None and (paths := [path for job in jobs for path in paths_in(job, own)]):
+        raise RequestError(f"--from {earlier}: its {paths[0]} names a file of the machine that made it: give your own")
+    if len(jobs) > 1:
+        note(in_words(axes, n, len(jobs)))
+    return jobs
 
 
 def _assignments(items: list[str], task: str | None) -> dict[str, Any]:
@@ -265,10 +303,3 @@ def _as_json(value: str) -> Any:
         return from_json(value, allow_inf_nan=False)
     except ValueError:
         return value
-
-
-def _varied(item: str, task: str) -> tuple[str, list[Any]]:
-    name, _, values = item.partition("=")
-    if not name or not values:
-        raise RequestError(f"--vary {item!r} must be written k=v1,v2,…, for example guidance_scale=3,5,7")
-    return name, [_assignments([f"{name}={value}"], task)[name] for value in values.split(",")]

@@ -14,10 +14,10 @@ from contract import CPU, LONG, PICTURE, bodies, facts, generator, pixels, run_a
 from PIL import Image
 
 from shared.errors import ModelRejected, RequestError
+from shared.picture_records import read_parameters
 from shared.settings import Settings
 from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Failed, Generator, Outcome, Work
-from workers.generators.picture_files import read_parameters
 from workers.model_files import resolve
 
 pytestmark = pytest.mark.torch

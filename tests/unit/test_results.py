@@ -15,10 +15,12 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from producer import local_files, outputs
+from producer import local_files, outputs, watch
+from producer import results as results_module
+from producer.contact_sheet import LIVE
 from producer.outputs import DamagedOutput
 from producer.records import ArtifactRecord, BatchRecord, JobRecord
-from producer.results import Downloaded, download, result_lines
+from producer.results import Downloaded, download, follow, result_lines
 from shared.errors import ObjectMissing, RequestError, Unavailable
 
 PNG = b"\x89PNG not really, but as long as it needs to be" * 20
@@ -448,3 +450,118 @@ def test_an_interrupt_leaves_whole_files_and_can_be_resumed(gateway: FakeGateway
     done = fetch(gateway, tmp_path, on_job=lambda job: seen.append(job.line))
     assert done.skipped >= 5
     assert seen == list(range(1, 21))
+
+
+# --- while the batch runs ---
+
+
+class Running(FakeGateway):
+    """A batch of which one more thing happens each time that it is looked at."""
+
+    def __init__(self, *happens: Callable[[Running], None]) -> None:
+        super().__init__()
+        self.happens = list(happens)
+
+    def batch(self, reference: str) -> BatchRecord:
+        if self.happens:
+            self.happens.pop(0)(self)
+        counts = dict.fromkeys(("waiting", "queued", "running", "succeeded", "failed", "cancelled"), 0)
+        for record in self.records:
+            counts[record.status] += 1
+        total = len(self.records)
+        status = "running" if self.happens or counts["queued"] or counts["running"] else "done"
+        return BatchRecord("b1", "spring", status, total, counts, None, None, (), 0.0, cancelled=False)
+
+    def finish(self, line: int, body: bytes, media_type: str = "image/png") -> None:
+        key = f"default/b1/b1-{line}/0"
+        self.objects[key] = body
+        made = (artifact(line * 100, key, 0, body, media_type),)
+        self.records[line - 1] = dataclasses.replace(self.records[line - 1], status="succeeded", artifacts=made)
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_module, "GROW_LEAST_S", 0.0)
+    monkeypatch.setattr(results_module, "GROW_SHARE", 1e9)
+    monkeypatch.setattr(watch, "SLOWEST_POLL_S", 0.001)
+
+
+def follow_it(gateway: Running, out: Path, **options: Any) -> Downloaded:
+    return follow(gateway, gateway.batch("b1"), out, quiet=True, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_files_and_page_come_while_the_batch_runs(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+
+    def look(gateway: Running) -> None:
+        page = (tmp_path / "index.html").read_text()
+        seen.append((page.count("<article"), (tmp_path / LIVE / "now.js").is_file(), "<body data-live" in page))
+        assert not (tmp_path / "results.jsonl").exists()
+
+    gateway = Running(
+        lambda g: [g.add(status="queued") for _ in range(3)] and None,
+        lambda g: g.finish(1, PNG),
+        lambda g: None,
+        look,
+        lambda g: g.finish(2, b"hello", "text/plain"),
+        lambda g: None,
+        look,
+        lambda g: g.finish(3, PNG + b"3"),
+    )
+
+    done = follow_it(gateway, tmp_path)
+
+    assert seen == [(1, True, True), (2, True, True)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "000001-ad-1.png", "000003-ad-3.png", "index.html", "results.jsonl",
+    ]  # fmt: skip
+    assert (done.jobs, done.unfinished) == (3, 0)
+    assert [line["status"] for line in lines_of(tmp_path)] == ["succeeded"] * 3
+    assert sorted(a.key for a in gateway.opened if a.media_type == "image/png") == [
+        "default/b1/b1-1/0", "default/b1/b1-3/0",
+    ], "no file is fetched twice"  # fmt: skip
+    assert "<body data-live" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_a_storage_that_is_silent_for_a_while_is_told_once(tmp_path: Path) -> None:
+    silent = [Unavailable("storage", "s3://x", "refused") for _ in range(9)]
+    gateway = Running(
+        lambda g: g.add(status="queued") and None,
+        lambda g: g.failing.extend(silent) or g.finish(1, PNG),
+        *[lambda g: None] * 6,
+    )
+    told: list[str] = []
+
+    done = follow_it(gateway, tmp_path, on_trouble=lambda error: told.append(str(error)))
+
+    assert told == ["storage at s3://x: refused"]
+    assert (done.jobs, (tmp_path / "000001-ad-1.png").read_bytes()) == (1, PNG)
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_interrupted_it_leaves_the_page_as_it_is(tmp_path: Path) -> None:
+    def interrupt(gateway: Running) -> None:
+        raise KeyboardInterrupt
+
+    gateway = Running(lambda g: g.add(status="running") and None, lambda g: None, interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        follow_it(gateway, tmp_path)
+
+    page = (tmp_path / "index.html").read_text()
+    assert (page.count("<article"), "<body data-live" in page) == (1, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_what_is_broken_is_said_at_the_end(tmp_path: Path) -> None:
+    gateway = Running(lambda g: [g.add(status="queued") for _ in range(2)] and None)
+    gateway.happens += [lambda g: g.finish(1, PNG), lambda g: g.finish(2, PNG) or g.objects.clear()]
+
+    with pytest.raises(DamagedOutput, match=r"1 output\(s\) could not be had") as caught:
+        follow_it(gateway, tmp_path)
+
+    assert caught.value.downloaded is not None
+    assert "damaged_output" in (tmp_path / "index.html").read_text()
