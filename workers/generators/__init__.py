@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from shared.errors import JobFailed
+from workers.generators.memory import MemoryPlan
 from workers.inputs.looks import InputFile
 
 
@@ -53,10 +54,14 @@ class ModelFiles:
     folder: Path
     #: hub commit, or `sha256:…` over the files of a local folder: enough to tell two versions apart
     revision: str
-    #: `diffusers` or `transformers`
+    #: `diffusers` or `transformers`; of an adapter what it is: `lora`, `ip-adapter`
     kind: str
     #: the parsed `model_index.json` or `config.json`
     config: Mapping[str, Any]
+    #: the one file that holds all weights, where there is one; then `folder` has the configs that go with it
+    weights: Path | None = None
+    #: how it is to be held in memory
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,8 @@ class Work:
     checkpoint: Checkpoint | None = None
     #: the files that its params name, by their place there (`image`, `images.0`): here, and looked at
     inputs: Mapping[str, InputFile] = field(default_factory=dict)
+    #: the models that its params name beside its own, by their names there
+    adapters: Mapping[str, ModelFiles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,8 @@ class Generator(ABC):
     resumes: ClassVar[bool] = False
     #: most jobs in one microbatch, where the operator's AIGC_MICROBATCH says nothing about this kind of work
     microbatch: ClassVar[int | None] = None
+    #: which settings of a `MemoryPlan` it heeds, beside `dtype`; a model that is set otherwise is refused
+    heeds: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def serves(cls, files: ModelFiles | None) -> bool:
