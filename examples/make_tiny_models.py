@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import tiny_models
+from tiny_models.input_pictures import write_pictures
 
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "tiny" / "models"
     for name in tiny_models.__all__:
         print(getattr(tiny_models, name)(root))
+    for path in write_pictures(root.parent / "inputs"):
+        print(path)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kinds import pictures, plain, texts
+from kinds import adapters, pictures, plain, texts
 
-KINDS = [*plain.KINDS, *texts.KINDS, *pictures.KINDS]
+KINDS = [*plain.KINDS, *texts.KINDS, *pictures.KINDS, *adapters.KINDS]
