@@ -145,6 +145,65 @@ def comfyui(folder: Path) -> None:
     save_file(dict(_as_trainers_save_it(adapter)), folder / "loras" / "tiny.safetensors")
 
 
+@cached
+def comfyui_xl(folder: Path) -> None:
+    """The same with a tiny Stable Diffusion XL, whose second text encoder is saved as OpenCLIP has it."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPTextModelWithProjection
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(stable_diffusion_xl(folder.parent))
+    torch.manual_seed(16)
+    # The text encoders are told apart by their widths, so the second one is another than there.
+    wider = pipe.text_encoder_2.config.to_dict() | {"hidden_size": 48, "intermediate_size": 96, "projection_dim": 48}
+    second = CLIPTextModelWithProjection(type(pipe.text_encoder_2.config).from_dict(wider))
+    told = 48 + 6 * pipe.unet.config.addition_time_embed_dim
+    unet = UNet2DConditionModel.from_config(
+        {**pipe.unet.config, "cross_attention_dim": 32 + 48, "projection_class_embeddings_input_dim": told}
+    )
+    pipe = StableDiffusionXLPipeline(
+        **{**pipe.components, "text_encoder_2": second, "unet": unet}, add_watermarker=False
+    )
+    model = folder / "whole"
+    pipe.save_pretrained(model)
+    configs = folder / "checkpoints" / "tiny.config"
+    shutil.copytree(model, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    made = {f"model.diffusion_model.{name}": weight for name, weight in _unet(pipe.unet)}
+    made |= {f"first_stage_model.{name}": weight for name, weight in _vae(pipe.vae)}
+    for name, weight in pipe.text_encoder.state_dict().items():
+        made[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = weight
+    made |= {f"conditioner.embedders.1.model.{name}": weight for name, weight in _open_clip(second)}
+    save_file({name: weight.contiguous() for name, weight in made.items()}, folder / "checkpoints" / "tiny.safetensors")
+
+
+def _open_clip(encoder: Any) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    state = {name.removeprefix("text_model."): weight for name, weight in encoder.state_dict().items()}
+    places = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
+    }  # fmt: skip
+    words = {"layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.", "mlp.fc2.": "mlp.c_proj.",
+             "self_attn.out_proj.": "attn.out_proj."}  # fmt: skip
+    for name, weight in state.items():
+        if name in places:
+            yield places[name], weight
+        elif name == "text_projection.weight":
+            yield "text_projection", weight.T
+        elif ".q_proj." in name:
+            at, kind = name.split(".self_attn.q_proj.")
+            three = [state[f"{at}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            yield f"transformer.resblocks.{at.split('.')[-1]}.attn.in_proj_{kind}", torch.cat(three)
+        elif ".k_proj." not in name and ".v_proj." not in name and name.startswith("encoder.layers."):
+            rest = name.removeprefix("encoder.layers.")
+            for ours, theirs in words.items():
+                rest = rest.replace(ours, theirs)
+            yield f"transformer.resblocks.{rest}", weight
+
+
 def _as_trainers_save_it(adapter: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A LoRA adapter by the names of kohya's trainer, which most files in such folders have."""
     import torch
@@ -174,6 +233,7 @@ def _unet(unet: Any) -> Iterator[tuple[str, Any]]:
     blocks, layers = len(unet.config.block_out_channels), unet.config.layers_per_block
     places = [
         ("time_embedding.linear_1.", "time_embed.0."), ("time_embedding.linear_2.", "time_embed.2."),
+        ("add_embedding.linear_1.", "label_emb.0.0."), ("add_embedding.linear_2.", "label_emb.0.2."),
         ("conv_in.", "input_blocks.0.0."), ("conv_norm_out.", "out.0."), ("conv_out.", "out.2."),
         ("mid_block.attentions.0.", "middle_block.1."),
         ("mid_block.resnets.0.", "middle_block.0."), ("mid_block.resnets.1.", "middle_block.2."),

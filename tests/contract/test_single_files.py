@@ -96,6 +96,20 @@ def test_it_serves_pictures_from_pictures_too(
     single.unload()
 
 
+def test_xl_with_both_of_its_text_encoders_comes_out_of_one_file(tmp_path: Path) -> None:
+    folder = Path(input_adapters.made("comfyui_xl"))
+    path = "diffusers_text_to_image:DiffusersTextToImage"
+    single = load(path, folder)
+    whole = generator(path).load(
+        resolve(str(folder / "whole"), settings=Settings(_env_file=None, data_dir=tmp_path)), CPU
+    )
+    for said in ({}, {"negative_prompt": "red", "guidance_scale": 5.0}):
+        assert np.array_equal(paint(single, **said), paint(whole, **said))
+    for name in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        ours, theirs = (getattr(each._pipe, name).state_dict() for each in (single, whole))
+        assert all((ours[key] == value).all() for key, value in theirs.items())
+
+
 def without(folder: Path, name: str, prefix: str) -> str:
     """A copy of the tiny checkpoint that lacks some weights, with its configs."""
     from safetensors.torch import load_file, save_file
