@@ -244,6 +244,33 @@ def test_a_file_is_known_by_its_header(shapes: Any, kind: str, task: str, tmp_pa
     assert generator(serving).serves(files)
 
 
+def test_a_file_of_real_size_loads_with_what_comes_with_the_package(tmp_path: Path) -> None:
+    """Every tensor of Stable Diffusion 1.5 at its place and in its shape; the numbers are a hole in the file."""
+    import torch
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from tiny_models import adapters
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from workers.generators.picture_pipelines import load_pipeline, weight_bytes
+
+    configs = CONFIGS / "stable-diffusion-v1-5"
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs, subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(configs, subfolder="vae"))
+        words = CLIPTextModel(CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder")).state_dict()
+    made = {f"model.diffusion_model.{name}": weight for name, weight in adapters._unet(unet)}
+    made |= {f"first_stage_model.{name}": weight for name, weight in adapters._vae(vae)}
+    prefix = "cond_stage_model.transformer.text_model."
+    made |= {prefix + name.removeprefix("text_model."): weight for name, weight in words.items()}
+    ref = header(tmp_path / "real.safetensors", **{name: tuple(weight.shape) for name, weight in made.items()})
+    files = resolve(ref, settings=Settings(_env_file=None, data_dir=tmp_path, models_dir=tmp_path))
+    pipe = load_pipeline(files, StableDiffusionPipeline, torch.float16)
+    assert weight_bytes(files, torch.float16) == pytest.approx(2.13e9, rel=0.01)
+    assert pipe.tokenizer("a photo of a cat")["input_ids"][1:-1] == [320, 1125, 539, 320, 2368]
+    assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.float16
+    (tmp_path / "real.safetensors").unlink()
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [

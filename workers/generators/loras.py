@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +28,8 @@ class Loras:
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
+        # It would say which parts an adapter leaves alone; whether it fits at all we look ourselves.
+        logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)
         #: what is loaded, by the names that peft knows it under, the one that was used last at the end
         self._loaded: dict[str, str] = {}
         self._in_force: tuple[tuple[str, float], ...] = ()
