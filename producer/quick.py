@@ -26,6 +26,7 @@ from producer.requests import (
 )
 from shared.jobs import Lane, fingerprint
 from shared.tasks import Task, get_task
+from shared.tasks.adapters import MAX_LANE, as_lane, models_beside
 
 #: kinds of jobs that are remembered
 _KINDS = 1000
@@ -102,9 +103,13 @@ def _own(line: int, raw: Mapping[str, Any], kind: _Kind) -> ValidJob | None:
         metadata = _metadata(line, raw["metadata"]) if get("metadata") is not None else None
     except (ValidationError, Invalid):
         return None
-    asked = fingerprint(kind.lane, params_json, seed) if once and seed is not None else None
+    beside = as_lane(models_beside(params))
+    if len(beside) > MAX_LANE:
+        return None
+    lane = kind.lane if beside == kind.lane.adapters else kind.lane._replace(adapters=beside)
+    asked = fingerprint(lane, params_json, seed) if once and seed is not None else None
     return ValidJob(
-        line, custom_id, kind.lane, kind.priority, params_json, seed, metadata, float(kind.task.cost(params)),
+        line, custom_id, lane, kind.priority, params_json, seed, metadata, float(kind.task.cost(params)),
         kind.timeout_s, kind.max_attempts, asked,
     )  # fmt: skip
 

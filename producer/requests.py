@@ -18,7 +18,9 @@ from pydantic_core import ErrorDetails, PydanticSerializationError, from_json, t
 from shared.errors import Problem, RequestError
 from shared.jobs import Lane, fingerprint
 from shared.services import GPU_QUEUE, REMOTE_QUEUE, is_remote
+from shared.single_files import PREFIX, wrong_file
 from shared.tasks import Task, did_you_mean, get_task
+from shared.tasks.adapters import MAX_LANE, as_lane, models_beside
 
 #: longest metadata of a job, in bytes of JSON
 MAX_METADATA = 64 * 1024
@@ -118,7 +120,8 @@ def validate(line: int, raw: Mapping[str, Any]) -> ValidJob:
         got = len(metadata.encode())
         raise Invalid([Problem(line, "metadata", f"must be at most {MAX_METADATA} bytes of JSON, got {got}")])
     model = request.model or ""
-    lane = Lane(request.queue or _usual_queue(task, model), task.name, _absolute(model))
+    queue = request.queue or _usual_queue(task, model)
+    lane = Lane(queue, task.name, _absolute(model), _adapters(line, params))
     once = fingerprint(lane, params_json, request.seed) if request.cache and request.seed is not None else None
     return ValidJob(
         line=line,
@@ -227,12 +230,26 @@ def _wrong_model(model: str) -> str | None:
             return f"there is no such home folder: {model!r}"
     if is_remote(model):
         return None
+    if model.startswith(PREFIX):
+        return wrong_file(model)
     if re.match(r"[A-Za-z0-9+]+:", model):
         kind = model.partition(":")[0]
-        return f"references like {kind}:… are not supported yet; use a hub id, starter/…, a folder or service:model"
+        return (
+            f"references like {kind}:… are not supported yet; use a hub id, a folder, starter/…, "
+            f"{PREFIX}name.safetensors or service:model"
+        )
     if not _HUB_ID.fullmatch(model):
         return f"must be a hub id (name or org/name, with optional @revision), starter/…, or a folder, got {model!r}"
     return None
+
+
+def _adapters(line: int, params: BaseModel) -> str:
+    """The models that stand beside the job's own, as its lane holds them. Raises `Invalid`."""
+    lane = as_lane(models_beside(params))
+    if len(lane) > MAX_LANE:
+        message = f"name models by {len(lane)} characters in all, and at most {MAX_LANE} are kept: use shorter names"
+        raise Invalid([Problem(line, "params", message)])
+    return lane
 
 
 def _absolute(model: str) -> str:

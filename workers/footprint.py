@@ -37,13 +37,15 @@ def _used(device: str) -> int:
 
 def expected(files: ModelFiles, device: Device) -> int:
     """Bytes that a model is expected to take, by its files; weights stored in half are twice as large in float32."""
-    weights = sum(path.stat().st_size for path in _weights(files.folder))
+    weights = sum(path.stat().st_size for path in _weights(files))
     halves = str(files.config.get("dtype") or files.config.get("torch_dtype") or "") in ("float16", "bfloat16")
     return weights * 2 if halves and device.dtype == "float32" else weights
 
 
-def _weights(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.safetensors") if path.is_file()]
+def _weights(files: ModelFiles) -> list[Path]:
+    if files.weights is not None:
+        return [files.weights]
+    return [path for path in files.folder.rglob("*.safetensors") if path.is_file()]
 
 
 def room(settings: Settings, device: Device, resident: int) -> int:

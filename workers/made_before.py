@@ -20,12 +20,12 @@ def yet_to_make(
 ) -> Sequence[ClaimedJob]:
     """Those of these jobs that this worker has to make; the others are not in its hands any more.
 
-    `record` says what would make them: generator, model revision, number type, device. Costs nothing where no owner
-    wants identical work done once, and one transaction otherwise. A database that does not answer is no reason to
-    wait: then all of them are made.
+    `record` says what would make them: generator, revisions of the model and of its adapters, number type, device.
+    Costs nothing where no owner wants identical work done once, and one transaction otherwise. A database that does not
+    answer is no reason to wait: then all of them are made.
     """
     maker = jobs.maker_of(record)
-    if claimed:  # for those who submit: what was made before can then be theirs at once
+    if claimed and not claimed[0].adapters:  # for those who submit: what was made before can then be theirs at once
         session.say_of("makers", jobs.made_with(claimed[0].task, claimed[0].model), maker)
     if all(job.fingerprint is None for job in claimed):
         return claimed

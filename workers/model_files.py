@@ -1,6 +1,7 @@
 """From a model reference to files on this host.
 
     starter/<name>            a small model that ships with the project
+    file:name.safetensors     a checkpoint in one file, below `AIGC_MODELS_DIR`
     /…  ./…  ../…  ~…         a folder on this host
     name, org/name[@revision] a model of the Hugging Face hub, downloaded once and then taken from the cache
     service:model             a model of a remote service: there are no files of it here
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,12 +23,15 @@ from typing import Any
 from shared.errors import JobFailed, ModelRejected
 from shared.services import Service, remote_model
 from shared.settings import Settings
+from shared.single_files import PREFIX
 from shared.starters import starter_folders
+from shared.tasks.adapters import Role
 from workers.generators import ModelFiles
+from workers.single_files import adapter_among, adapter_in, configs_for, control_configs_for, located
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-_UNSUPPORTED = re.compile(r"(file|s3|[A-Za-z][\w+.-]*):")
+_UNSUPPORTED = re.compile(r"[A-Za-z][\w+.-]*:")
 _COMMON = ["*.json", "*.txt", "*.model", "*.jinja", "*.vocab"]
 # A diffusers repository often carries the same weights once more as single files at its top: only folders count.
 _PATTERNS = {"diffusers": [*_COMMON, "*/*.safetensors"], "transformers": [*_COMMON, "*.safetensors", "*.npy"]}
@@ -68,11 +72,13 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
     if (remote := remote_model(ref)) is not None:
         _require_allowed(ref, ref, settings.models_allowed)
         return _remote(ref, *remote, settings.remote_services)
+    if ref.startswith(PREFIX):
+        return _single(ref, settings)
     if match := _UNSUPPORTED.match(ref):
         raise ModelRejected(
             "model_reference_unsupported",
             f"{ref}: references that begin with {match[0]} are not supported yet; "
-            "give a hub id, a folder (such as ./my-model), starter/<name> or <service>:<model>",
+            "give a hub id, a folder (such as ./my-model), file:name.safetensors, starter/<name> or <service>:<model>",
         )
     return _hub(ref, settings.models_allowed)
 
@@ -182,7 +188,7 @@ def _check_names(ref: str, names: Iterable[str]) -> str:
     if kind is None:
         what = "neither model_index.json nor config.json is there"
         if any(name.endswith((".safetensors", *_PICKLES)) for name in names):
-            what += "; single weight files are not supported, save the model as a folder (save_pretrained)"
+            what += "; give a single file of weights as file:name.safetensors, or save it as a folder (save_pretrained)"
         raise ModelRejected("model_not_a_model", f"{ref} is not a model: {what}")
     safe = {str(PurePosixPath(name).parent) for name in names if name.endswith(".safetensors") and not _ignored(name)}
     pickled = {
@@ -235,6 +241,75 @@ def _check_code(ref: str, kind: str, config: Mapping[str, Any]) -> None:
         raise ModelRejected("model_needs_remote_code", f"{ref} needs code of its own, which is never run here: {own}")
 
 
+def _single(ref: str, settings: Settings) -> ModelFiles:
+    """A checkpoint in one file, and the configs that go with it."""
+    _require_allowed(ref, ref, settings.models_allowed)
+    path = located(ref, settings.models_dir)
+    folder = configs_for(ref, path)
+    names = _names(ref, folder) if folder.parent == path.parent else []
+    if any(name.endswith(_PICKLES) for name in names):
+        raise ModelRejected(
+            "model_pickle_only", f"{ref}: {folder.name} has pickle files, which can run code when opened"
+        )
+    config = _json(ref, folder / "model_index.json")
+    _check_code(ref, "diffusers", config)
+    own = [f"{folder.name}/{name}" for name in names]
+    return ModelFiles(ref, folder, f"sha256:{_digest(path.parent, [path.name, *own])}", "diffusers", config, path)
+
+
+# --- models beside a model ---
+
+
+def resolve_adapter(role: Role, ref: str, *, settings: Settings) -> ModelFiles:
+    """The file of an adapter that a job names beside its model, or the folder of a model that controls it.
+
+    Raises what `resolve` does.
+    """
+    if role == "controlnet" and not ref.startswith(PREFIX):
+        return resolve(ref, settings=settings)
+    if ref.startswith(PREFIX):
+        _require_allowed(ref, ref, settings.models_allowed)
+        path = located(ref, settings.models_dir, role)
+        if role == "controlnet":
+            return _single_control(ref, path)
+    elif ref.startswith("/"):
+        _require_allowed(ref, str(Path(ref).resolve()), settings.models_allowed)
+        path = adapter_in(ref, Path(ref))
+    else:
+        return _hub_adapter(role, ref, settings.models_allowed)
+    eyes = (path.parent / "image_encoder").glob("*.*") if role == "ip-adapter" else ()
+    names = [path.name, *sorted(f"image_encoder/{each.name}" for each in eyes)]
+    return ModelFiles(ref, path.parent, f"sha256:{_digest(path.parent, names)}", role, {}, path)
+
+
+def _single_control(ref: str, path: Path) -> ModelFiles:
+    folder = control_configs_for(ref, path)
+    own = [f"{folder.name}/config.json"] if folder.parent == path.parent else []
+    revision = f"sha256:{_digest(path.parent, [path.name, *own])}"
+    return ModelFiles(ref, folder, revision, "controlnet", _json(ref, folder / "config.json"), path)
+
+
+def _hub_adapter(role: Role, ref: str, allowed: Sequence[str]) -> ModelFiles:
+    name, _, revision = ref.partition("@")
+    repo, wanted = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if not _HUB_ID.fullmatch(repo) or "--" in repo or ".." in ref:
+        raise ModelRejected("model_not_found", f"{ref} is no model reference: give a hub id, a folder or {PREFIX}…")
+    _require_allowed(ref, repo, allowed)
+
+    def patterns(names: Sequence[str]) -> list[str]:
+        chosen = adapter_among(ref, names, wanted)
+        eyes = PurePosixPath(chosen).parent / "image_encoder"
+        return [chosen] + ([f"{eyes}/config.json", f"{eyes}/*.safetensors"] if role == "ip-adapter" else [])
+
+    folder = _download(ref, repo, revision or None, patterns)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors") if path.is_file()]
+    path = folder / adapter_among(ref, names, wanted)
+    return ModelFiles(ref, path.parent, folder.name, role, {}, path)
+
+
+# --- the hub ---
+
+
 def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
     repo, _, revision = ref.partition("@")
     if not _HUB_ID.fullmatch(repo) or "--" in repo or ".." in repo or (not revision and "@" in ref):
@@ -251,8 +326,14 @@ def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
     return ModelFiles(ref, folder, folder.name, kind, config)
 
 
-def _download(ref: str, repo: str, revision: str | None) -> Path:
-    """The snapshot folder of the revision (its name is the commit), fetched if it is not in the cache."""
+def _download(
+    ref: str, repo: str, revision: str | None, patterns: Callable[[Sequence[str]], list[str]] | None = None
+) -> Path:
+    """The snapshot folder of the revision (its name is the commit), fetched if it is not in the cache.
+
+    `patterns` says which of the files in it are wanted, and raises `ModelRejected` if it is not what it should be; by
+    default what a model of its kind needs.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -267,10 +348,10 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
     transport: type[Exception] = HfHubHTTPError.__mro__[1]
     try:
         listing = HfApi().model_info(repo, revision=revision, timeout=20)
-        kind = _check_names(ref, [file.rfilename for file in listing.siblings or ()])
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS[kind], ignore_patterns=_IGNORED)
-        )
+        names = [file.rfilename for file in listing.siblings or ()]
+        wanted = _PATTERNS[_check_names(ref, names)] if patterns is None else patterns(names)
+        ignored = _IGNORED if patterns is None else None  # what was chosen by name is wanted, whatever it is called
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=ignored))
     except GatedRepoError:
         raise ModelRejected(
             "model_not_found", f"{repo} is gated: accept its terms on the hub and give the worker a token (HF_TOKEN)"
@@ -285,7 +366,8 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
         response = getattr(error, "response", None)
         if getattr(response, "status_code", None) in (401, 403):
             raise ModelRejected("model_not_found", f"the hub refuses access to {repo}: {error}") from None
-        if (cached := _cached(repo, revision)) is not None:
+        cached = _cached(repo, revision) if patterns is None else _cached_weights(repo, revision)
+        if cached is not None:
             return cached
         if isinstance(error, OfflineModeIsEnabled):
             raise ModelRejected(
@@ -319,3 +401,17 @@ def _cached(repo: str, revision: str | None) -> Path | None:
         if (folder / index).is_file():
             return folder
     return None
+
+
+def _cached_weights(repo: str, revision: str | None) -> Path | None:
+    """The snapshot folder if the cache has weights of it: those that were fetched before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=["*.safetensors"], local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.rglob("*.safetensors")) else None

@@ -9,17 +9,18 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 
 from shared.errors import AigcError, JobFailed, ModelRejected
 from shared.scheduling import Memory, ModelKey
 from shared.services import is_remote
 from shared.settings import Settings
+from shared.tasks.adapters import Role, of_lane
 from workers.footprint import MB, Footprint, expected, host_room, room
 from workers.generators import Device, Generator, ModelFiles, NotNow
-from workers.model_files import resolve
+from workers.model_files import resolve, resolve_adapter
 from workers.pinned import free_cached, out_of_memory
 from workers.worth import Worth
 
@@ -32,6 +33,9 @@ MAX_SET_ASIDE_S = 600.0
 MOST_REMOTE = 64
 #: a model counts as in steady use if it is used again within so many times what its loading takes
 STEADY = 6.0
+
+#: size and time of the one file that an adapter is
+_Stamp = tuple[int, int] | None
 
 
 class SetAside(JobFailed):
@@ -64,6 +68,8 @@ class Resident:
     bytes: int = 0
     #: when it came into memory, by the monotonic clock
     loaded_at: float = 0.0
+    #: what jobs have named beside it, by role and name, each as it was found
+    beside: dict[tuple[Role, str], tuple[ModelFiles, _Stamp]] = field(default_factory=dict)
 
 
 class Residency:
@@ -149,6 +155,25 @@ class Residency:
         self._worth.used(key, time.monotonic(), load_s=load_s, size_mb=size_mb)
         return found
 
+    def beside(self, task: str, model: str, adapters: str) -> Mapping[str, ModelFiles]:
+        """The files of what jobs name beside a model that is in memory, as their lane says it; by name.
+
+        They stay what they were found to be while the model is in memory, as it does itself; a file of this host that
+        has changed is found anew. Raises what `get` does.
+        """
+        if not adapters:
+            return {}
+        known = self._resident[task, model].beside
+        for role, name in of_lane(adapters):
+            found = known.get((role, name))
+            if found is None or found[1] != _stamp(found[0]):
+                try:
+                    files = resolve_adapter(role, name, settings=self._settings)
+                except JobFailed as error:
+                    raise (SetAside(error, SET_ASIDE_S) if error.retryable else error) from error
+                known[role, name] = (files, _stamp(files))
+        return {name: known[role, name][0] for role, name in of_lane(adapters)}
+
     def put_aside(self, task: str, model: str, error: NotNow) -> SetAside:
         """A model that is of no use for a while, as its generator says: its jobs wait, like one that cannot be had."""
         later = SetAside(error, error.for_s)
@@ -223,7 +248,13 @@ class Residency:
             return Resident(generator_class.load(files, Device("remote", "")), files, 0, time.monotonic())
         if files is None:
             return Resident(generator_class.load(None, Device("cpu", "float32")), None, 0, time.monotonic())
-        device, estimate = self._device(), expected(files, self._device())
+        if unheeded := sorted(files.memory.asked - generator_class.heeds):
+            message = f"{model} is set to {', '.join(unheeded)}, which has no effect on what does {task}: leave it out"
+            raise ModelRejected("memory_unsupported", message)
+        device = self._device()
+        if files.memory.dtype is not None and device.name != "cpu":
+            device = replace(device, dtype=files.memory.dtype)
+        estimate = expected(files, device)
         self._make_room(estimate)
         footprint, started = Footprint(device), time.monotonic()
         generator = generator_class.load(files, device)
@@ -309,6 +340,16 @@ class Residency:
         for key in list(self._remote):
             _unload(key, self._remote.pop(key))
         gc.collect()
+
+
+def _stamp(files: ModelFiles) -> _Stamp:
+    if files.weights is None:
+        return None
+    try:
+        about = files.weights.stat()
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
 
 
 def _unload(key: ModelKey, resident: Resident) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from shared.tasks import Params, get_task
 from workers.checkpoints import with_checkpoints
 from workers.claims import Taken
 from workers.finisher import Finished, FinisherBroken
-from workers.generators import Device, Done, Failed, Generator, NotNow, Outcome, Work
+from workers.generators import Device, Done, Failed, Generator, ModelFiles, NotNow, Outcome, Work
 from workers.made_before import yet_to_make
 from workers.meter import Meter
 from workers.pinned import PeakMemory, free_cached, out_of_memory
@@ -47,8 +47,11 @@ class DeviceBroken(Exception):
 class Window:
     """The jobs of one claim, and the model that runs them."""
 
-    def __init__(self, around: Surroundings, resident: Resident, device: Device) -> None:
-        """`device` is where the model computes, for the record."""
+    def __init__(
+        self, around: Surroundings, resident: Resident, device: Device, beside: Mapping[str, ModelFiles] | None = None
+    ) -> None:
+        """`device` is where the model computes, for the record; `beside` is what the jobs of this lane name with it."""
+        self._beside = beside or {}
         self._around = around
         self._session = around.session
         self._resident = resident
@@ -61,7 +64,9 @@ class Window:
         if resident.files:
             self._maker |= {"model": resident.files.ref, "revision": resident.files.revision}
         if resident.files and device.dtype:
-            self._maker["dtype"] = device.dtype
+            self._maker["dtype"] = resident.files.memory.numbers(device.name, device.dtype)
+        if self._beside:
+            self._maker["adapters"] = {name: files.revision for name, files in sorted(self._beside.items())}
         self._record = {**self._maker, "device": device.name}
         self._most = self._generator.microbatch or around.microbatch
         self._may_stream = type(self._generator).streams is not Generator.streams
@@ -112,7 +117,7 @@ class Window:
             except JobFailed as error:
                 self._hand_over(Failed(job.id, error), 0.0)
                 continue
-            works.append(Work(job.id, job.task, parsed, job.seed, job.custom_id, inputs=files))
+            works.append(Work(job.id, job.task, parsed, job.seed, job.custom_id, inputs=files, adapters=self._beside))
         return works
 
     # --- in a stream ---

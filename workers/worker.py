@@ -327,6 +327,7 @@ class Worker:
         try:
             self._pulse.wait(time.monotonic(), self._settings.load_s)
             resident = self._residency.get(first.task, first.model)
+            beside = self._residency.beside(first.task, first.model, first.adapters)
             self._pulse.rest()
             session.say("models", sorted(self._residency.models))
             device = self._computes(resident)
@@ -335,7 +336,7 @@ class Worker:
                 self._inputs, self._depot.get,
                 self._notice_growth, lambda: self._resting, self._settings.microbatch, self._settings.stall_s,
             )  # fmt: skip
-            window = Window(around, resident, device)
+            window = Window(around, resident, device, beside)
             window.run(taken)
         except SetAside as error:
             reason, delay_s, code = error.message, error.for_s, error.code

@@ -5,6 +5,7 @@ Each function takes a folder to build in and returns the model's own folder; a s
 
 from __future__ import annotations
 
+from tiny_models.adapters import comfyui, comfyui_xl, controlnet, controlnet_xl, ip_adapter, lora, lora_other, lora_xl
 from tiny_models.pictures import ddpm, stable_diffusion, stable_diffusion_xl
 from tiny_models.scores import clip, dinov2
 from tiny_models.sounds import (
@@ -45,8 +46,9 @@ from tiny_models.vision import (
 
 __all__ = [
     "animatediff", "audioldm2", "bark", "bart", "blip", "blip_vqa", "classifier", "clip", "cogvideox",
-    "cogvideox_of_pictures", "ddpm", "dinov2", "fastspeech2", "gpt2", "gpt2_chat", "llama", "llava", "ltx", "ltx2",
-    "musicgen", "musicgen_melody", "musicgen_stereo", "nli", "qwen2_vl", "sd_latent_upscaler", "sd_upscaler",
-    "sliding", "smolvlm", "speecht5", "stable_audio", "stable_diffusion", "stable_diffusion_xl",
-    "stable_video_diffusion", "swin2sr", "t5", "vit_gpt2", "vits", "wan", "wan_of_pictures", "wav2vec2", "whisper",
+    "cogvideox_of_pictures", "comfyui", "comfyui_xl", "controlnet", "controlnet_xl", "ddpm", "dinov2", "fastspeech2",
+    "gpt2", "gpt2_chat", "ip_adapter", "llama", "llava", "lora", "lora_other", "lora_xl", "ltx", "ltx2", "musicgen",
+    "musicgen_melody", "musicgen_stereo", "nli", "qwen2_vl", "sd_latent_upscaler", "sd_upscaler", "sliding",
+    "smolvlm", "speecht5", "stable_audio", "stable_diffusion", "stable_diffusion_xl", "stable_video_diffusion",
+    "swin2sr", "t5", "vit_gpt2", "vits", "wan", "wan_of_pictures", "wav2vec2", "whisper",
 ]  # fmt: skip

@@ -41,6 +41,8 @@ class ClaimedJob:
     cost: float
     #: what it asks for, as a digest; only where its owner wants identical work done once
     fingerprint: str | None = None
+    #: the models that it names beside its own, as its lane holds them
+    adapters: str = ""
     #: whether it has entered the model with its claim
     entered: bool = False
 
@@ -92,7 +94,7 @@ def claim(
                 id=row.id, batch_id=row.batch_id, tenant_id=row.tenant_id, custom_id=row.custom_id, task=lane.task,
                 model=lane.model, params_json=row.params_json, seed=row.seed, epoch=row.epoch,
                 attempt=row.attempts + 1, max_company=row.max_company, timeout_s=row.timeout_s, cost=row.cost,
-                fingerprint=row.fingerprint, entered=alone,
+                fingerprint=row.fingerprint, adapters=lane.adapters, entered=alone,
             )
             for row in sorted(rows, key=lambda row: order[row.id])
         ]  # fmt: skip

@@ -23,14 +23,16 @@ def fingerprint(lane: Lane, params_json: str, seed: int) -> str:
 def maker_of(record: Mapping[str, Any]) -> str:
     """Who makes a job, as a digest of what the record of its attempt says; not on which of several equal devices."""
     known = [record.get(key) for key in ("generator", "generator_version", "revision", "dtype")]
+    beside = [sorted(record["adapters"].items())] if record.get("adapters") else []
     device = str(record.get("device", "")).partition(":")[0]
-    return hashlib.sha256(json.dumps([*known, device], separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*known, device, *beside], separators=(",", ":")).encode()).hexdigest()
 
 
 def known_makers(db: Database, lane_ids: Collection[int]) -> dict[int, str]:
     """By whom jobs of these lanes would be made now: where the workers that have the model in memory agree.
 
-    Workers leave word of their makers with their lease. Raises `Unavailable`.
+    Workers leave word of their makers with their lease; not of lanes with adapters, whose files may have changed.
+    Raises `Unavailable`.
     """
     w = worker_sessions.c
     with db.read() as connection:
@@ -42,6 +44,8 @@ def known_makers(db: Database, lane_ids: Collection[int]) -> dict[int, str]:
         ).all()
     found: dict[int, str] = {}
     for lane in wanted:
+        if lane.adapters:
+            continue
         serving = [row.condition for row in alive if lane.queue in row.queues.split(",")]
         at_hand = [told for told in serving if not lane.model or lane.model in (told.get("models") or ())]
         makers = [(told.get("makers") or {}).get(made_with(lane.task, lane.model)) for told in at_hand]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from shared.tasks import Task
 from shared.tasks.inputs import ImageInput
-from shared.tasks.pictures import PictureParams, cost
+from shared.tasks.pictures import AdaptedPictureParams, cost
 
 Fit = Annotated[
     Literal["crop", "pad", "stretch"],
@@ -19,7 +19,7 @@ Fit = Annotated[
 ]
 
 
-class ImageToImageParams(PictureParams):
+class ImageToImageParams(AdaptedPictureParams):
     """What an `image-to-image` job may set."""
 
     image: Annotated[ImageInput, Field(description="the picture to begin with")]

@@ -9,10 +9,10 @@ from pydantic import Field
 from shared.tasks import Task
 from shared.tasks.image_to_image import Fit
 from shared.tasks.inputs import ImageInput
-from shared.tasks.pictures import PictureParams, cost
+from shared.tasks.pictures import AdaptedPictureParams, cost
 
 
-class InpaintingParams(PictureParams):
+class InpaintingParams(AdaptedPictureParams):
     """What an `inpainting` job may set."""
 
     image: Annotated[ImageInput, Field(description="the picture")]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shared.tasks import Params
+from shared.tasks.adapters import Control, Likeness, Lora
 
 #: names of the ways to walk from noise to picture; what each stands for is in the generator
 Scheduler = Literal[
@@ -58,6 +59,35 @@ class PictureParams(Params):
                 f"`negative_prompt` has no effect with guidance_scale={self.guidance_scale:g}: "
                 "remove it, or raise guidance_scale above 1"
             )
+        return self
+
+
+class AdaptedPictureParams(PictureParams):
+    """The same, for models that others may stand beside."""
+
+    adapters: Annotated[
+        tuple[Lora, ...] | None,
+        Field(
+            max_length=8,
+            description='LoRA adapters, as a list of `{"model": …, "weight": 1.0}`',
+        ),
+    ] = None
+    controlnet: Annotated[
+        Control | None,
+        Field(description='a ControlNet and the picture that it follows: `{"model": …, "image": …, "scale": 1.0}`'),
+    ] = None
+    ip_adapter: Annotated[
+        Likeness | None,
+        Field(description='an IP-Adapter and pictures to take after: `{"model": …, "images": […], "scale": 0.6}`'),
+    ] = None
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.adapters == ():
+            raise ValueError("`adapters` is empty: leave it out")
+        names = [adapter.model for adapter in self.adapters or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"`adapters` names {twice} twice: once is enough, with the sum of the weights")
         return self
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from shared.tasks import Task
-from shared.tasks.pictures import PictureParams, cost
+from shared.tasks.pictures import AdaptedPictureParams, cost
 
 
-class TextToImageParams(PictureParams):
+class TextToImageParams(AdaptedPictureParams):
     """What a `text-to-image` job may set."""
 
 

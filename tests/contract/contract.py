@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import broken_models
+import input_adapters
 import numpy as np
 import pytest
 import soundfile
@@ -97,7 +98,8 @@ def work(kind: Kind, params: dict[str, Any], number: int = 0, seed: int | None =
     said = kind.said(params)
     limits = Limits(pixels=10**7, seconds=100.0)
     files = {each.place: examine(Path(each.text), each.kind, each.text, limits) for each in references(said)}
-    return Work(f"job-{number}", kind.task, said, 100 * number if seed is None else seed, inputs=files)
+    seed, beside = 100 * number if seed is None else seed, input_adapters.found(said)
+    return Work(f"job-{number}", kind.task, said, seed, inputs=files, adapters=beside)
 
 
 def run_all(

@@ -122,7 +122,7 @@ def test_a_starter(tmp_path, settings, monkeypatch) -> None:
         resolve("starter/shape", settings=settings)
 
 
-@pytest.mark.parametrize("ref", ["file:x.safetensors", "s3://bucket/model", "https://example.org/x"])
+@pytest.mark.parametrize("ref", ["s3://bucket/model", "https://example.org/x"])
 def test_references_of_later_times_are_refused_clearly(ref, settings) -> None:
     assert code(ref, settings) == "model_reference_unsupported"
 

@@ -165,7 +165,7 @@ def test_a_custom_id_may_be_nearly_anything(custom_id: str) -> None:
         ("not a model", "must be a hub id"),
         ("a/b/c", "must be a hub id"),
         ("s3://bucket/model", "not supported yet"),
-        ("file:x.safetensors", "not supported yet"),
+        ("file:x.ckpt", "is a pickle"),
         ("./" + "a" * 495, "longer than 500 characters"),
         ("~nobody-of-that-name/model", "no such home folder"),
         ("/models/\x00", "control characters"),

@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from shared.errors import JobFailed
 from shared.services import Service
+from workers.generators.memory import MemoryPlan
 from workers.inputs.looks import InputFile
 
 
@@ -57,12 +58,16 @@ class ModelFiles:
     #: hub commit, or `sha256:…` over the files of a local folder: enough to tell two versions apart; of a remote model
     #: the address that is asked, which tells nothing of its version
     revision: str
-    #: `diffusers`, `transformers` or `openai`
+    #: `diffusers`, `transformers` or `openai`; of an adapter what it is: `lora`, `ip-adapter`
     kind: str
     #: the parsed `model_index.json` or `config.json`; of a remote model its name there, as `model`
     config: Mapping[str, Any]
     #: who is asked for a remote model, of which there are no files here
     service: Service | None = None
+    #: the one file that holds all weights, where there is one; then `folder` has the configs that go with it
+    weights: Path | None = None
+    #: how it is to be held in memory
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,8 @@ class Work:
     checkpoint: Checkpoint | None = None
     #: the files that its params name, by their place there (`image`, `images.0`): here, and looked at
     inputs: Mapping[str, InputFile] = field(default_factory=dict)
+    #: the models that its params name beside its own, by their names there
+    adapters: Mapping[str, ModelFiles] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +203,8 @@ class Generator(ABC):
     resumes: ClassVar[bool] = False
     #: most jobs in one microbatch, where the operator's AIGC_MICROBATCH says nothing about this kind of work
     microbatch: ClassVar[int | None] = None
+    #: which settings of a `MemoryPlan` it heeds, beside `dtype`; a model that is set otherwise is refused
+    heeds: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def serves(cls, files: ModelFiles | None) -> bool:

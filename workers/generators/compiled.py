@@ -67,7 +67,7 @@ class Compiled:
         """
         new = shape not in self._shapes
         if self._failed or (new and len(self._shapes) >= SHAPES):
-            with torch.compiler.set_stance("force_eager"):
+            with self.aside():
                 yield
             return
         self._alive = alive if new else None
@@ -76,6 +76,10 @@ class Compiled:
         finally:
             self._alive = None
         self._shapes.add(shape)
+
+    def aside(self) -> Any:
+        """Inside everything runs as it is, and counts as no shape."""
+        return torch.compiler.set_stance("force_eager")
 
     def give_up(self, error: Exception) -> None:
         """Compiling does not work on this host: from now on everything runs as it is."""

@@ -11,8 +11,8 @@ from shared.errors import JobFailed
 from shared.tasks.image_to_image import ImageToImageParams
 from workers.generators import Work
 from workers.generators.diffusers_pictures import DiffusersPictures, Picture
-from workers.generators.input_pictures import fitted, open_picture, size_for
-from workers.generators.picture_pipelines import from_pictures, own_pixels
+from workers.generators.input_pictures import fitted, open_picture
+from workers.generators.picture_pipelines import from_pictures
 
 #: params that only some pipelines have
 _OWN = ("strength", "image_guidance_scale")
@@ -34,9 +34,7 @@ class DiffusersImageToImage(DiffusersPictures):
         params: ImageToImageParams = job.params
         if params.width is not None:
             return params.width, params.height
-        facts = job.inputs["image"].facts
-        blank = Image.new("1", (facts["width"], facts["height"]))
-        return size_for(blank, multiple=self._multiple(), most_pixels=own_pixels(self._pipe))
+        return self._size_of(job, "image")
 
     def _key(self, job: Work) -> tuple[object, ...]:
         return *super()._key(job), *(getattr(job.params, name, None) for name in _OWN)

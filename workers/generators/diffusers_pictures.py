@@ -25,19 +25,26 @@ from PIL import Image
 from shared.errors import JobFailed, ModelRejected
 from shared.tasks.pictures import PictureParams
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
+from workers.generators.companions import Companions, control
 from workers.generators.compiled import COMPILATION_FAILED, Compiled
 from workers.generators.guidance import ScaleEach, guides_each
-from workers.generators.long_prompts import ClipWindows, excess
+from workers.generators.input_pictures import size_for
+from workers.generators.long_prompts import ClipWindows, require_short
+from workers.generators.memory import MemoryPlan
 from workers.generators.picture_files import MEDIA_TYPES, encode
 from workers.generators.picture_pipelines import (
     Made,
     each_pass,
+    free_bytes,
+    hold,
     load_pipeline,
     move_to_device,
     move_to_host,
     order_for_convolutions,
     own_defaults,
+    own_pixels,
     shades_of,
+    weight_bytes,
 )
 from workers.generators.pretrained import dtype_on
 from workers.generators.samplers import Samplers
@@ -64,6 +71,9 @@ class DiffusersPictures(Generator):
     deed: ClassVar[str]
     #: params that the pipeline's call has to have, where a job sets them
     called: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "width", "height")
+    heeds: ClassVar[frozenset[str]] = frozenset(
+        {"quantization", "offload", "vae_slicing", "vae_tiling", "attention_slicing"}
+    )
 
     @classmethod
     @abstractmethod
@@ -88,18 +98,22 @@ class DiffusersPictures(Generator):
         if isinstance(found, str):
             raise ModelRejected("model_wrong_task", f"{files.ref} cannot {cls.deed}: {found}")
         dtype = dtype_on(device)
-        pipe = load_pipeline(files, found, dtype)
-        pipe.to(device.name)
-        if device.name != "cpu":
+        plan = files.memory.fitting(weight_bytes(files, dtype), free_bytes(device.name))
+        pipe = load_pipeline(files, found, dtype, plan, device.name)
+        hold(pipe, files, plan, device.name)
+        if device.name != "cpu" and not plan.held_on_host:
             order_for_convolutions(pipe)
-        compiled = Compiled.of(pipe, files.ref) if device.compile else None
-        return cls(pipe, files, Device(device.name, str(dtype).removeprefix("torch.")), compiled)
+        compiled = Compiled.of(pipe, files.ref) if device.compile and not plan.held_on_host else None
+        return cls(pipe, files, Device(device.name, str(dtype).removeprefix("torch.")), compiled, plan)
 
-    def __init__(self, pipe: Any, files: ModelFiles, device: Device, compiled: Compiled | None) -> None:
+    def __init__(
+        self, pipe: Any, files: ModelFiles, device: Device, compiled: Compiled | None, plan: MemoryPlan
+    ) -> None:
         self._pipe = pipe
         self._device = device.name
         self._compiled = compiled
         self._files = files
+        self._plan = plan
         self._dtype = device.dtype
         #: parameters of the pipeline's call
         self._accepts: Mapping[str, inspect.Parameter] = inspect.signature(type(pipe).__call__).parameters
@@ -108,6 +122,7 @@ class DiffusersPictures(Generator):
         self._windows = ClipWindows.of(pipe, self._accepts)
         self._guides_each = guides_each(pipe)
         self._own_defaults = own_defaults(files)
+        self._companions = Companions(pipe, self._accepts, getattr(torch, device.dtype), device.name, plan)
         #: most pictures at a time, as the engine last said
         self._limit: int | None = None
         #: and as it turned out, for jobs of many pictures
@@ -143,22 +158,42 @@ class DiffusersPictures(Generator):
             else:
                 able.setdefault(self._key(job), []).append(job)
         for alike in able.values():
-            yield from self._alike(alike, run)
+            try:
+                self._have_beside(alike[0])
+            except JobFailed as error:
+                yield from (Failed(job.job_id, error) for job in alike)
+            else:
+                yield from self._alike(alike, run)
+
+    def _have_beside(self, job: Work) -> None:
+        """Have the models in force that stand beside this one for the job. Raises `JobFailed` if they do not fit it."""
+        reread = True
+        try:
+            reread = self._companions.use(job)
+        finally:
+            if reread and self._windows is not None:
+                self._windows.forget()
 
     def park(self) -> bool:
         """Move everything to the host, and forget embeddings, which take room on the device too."""
+        if self._plan.quantization is not None:
+            return False
+        self._companions.clear()
         if self._windows is not None:
             self._windows.forget()
-        move_to_host(self._pipe)
+        if not self._plan.held_on_host:
+            move_to_host(self._pipe)
         return True
 
     def unpark(self) -> None:
         """Move everything back."""
-        move_to_device(self._pipe, self._device)
+        if not self._plan.held_on_host:
+            move_to_device(self._pipe, self._device)
 
     def unload(self) -> None:
         """Drop the pipeline and give its memory back."""
         self._pipe = self._windows = self._compiled = None
+        del self._companions
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -175,20 +210,31 @@ class DiffusersPictures(Generator):
             any(self._guided(each) for each in params),
             max(self._window_count(each) for each in params),
             max(each.num_images for each in params),
+            self._companions.names(params[0]),
         )
 
     def _key(self, job: Work) -> tuple[object, ...]:
         """What the jobs of one call have to share."""
         params: PictureParams = job.params
-        guidance = self._guided(params) if self._guides_each else self._guidance(params)
+        beside = self._companions.key(params)
+        each = self._guides_each and control(params) is None
+        guidance = self._guided(params) if each else self._guidance(params)
         # Where we encode the prompts, none is the same as an empty one. To SDXL, say, it is not.
         negative = self._windows is None and params.negative_prompt is not None
         shared = (params.num_inference_steps, params.scheduler, guidance, negative, self._window_count(params))
-        return *self._size(job), *shared
+        return *self._size(job), *shared, beside
 
     def _size(self, job: Work) -> tuple[int | None, int | None]:
         """Width and height of the pictures of a job; None where the model decides."""
+        if job.params.width is None and control(job.params) is not None:
+            return self._size_of(job, "controlnet.image")
         return job.params.width, job.params.height
+
+    def _size_of(self, job: Work, place: str) -> tuple[int, int]:
+        """That of a picture that the job brings along, as far as the model takes it."""
+        facts = job.inputs[place].facts
+        blank = Image.new("1", (facts["width"], facts["height"]))
+        return size_for(blank, multiple=self._multiple(), most_pixels=own_pixels(self._pipe))
 
     def _window_count(self, params: PictureParams) -> int:
         if self._windows is None or params.long_prompt not in (None, "chunk"):
@@ -215,19 +261,9 @@ class DiffusersPictures(Generator):
                 f"`negative_prompt` has no effect with this model's {guiding} of {guidance:g}: remove it{advice}",
             )
         self._check_size(job)
+        self._companions.check(params)
         self._samplers.check(params.scheduler)
-        if params.long_prompt == "truncate" or (params.long_prompt != "fail" and self._windows is not None):
-            return
-        if params.long_prompt == "chunk":
-            raise JobFailed("param_unsupported", "this model's text encoders do not allow long_prompt=chunk: remove it")
-        for name in ("prompt", "negative_prompt"):
-            if (over := excess(self._pipe, self._accepts, getattr(params, name) or "")) is not None:
-                raise JobFailed(
-                    "prompt_too_long",
-                    f"`{name}` has {over[0]} tokens, and this model reads {over[1]}: shorten it, or set "
-                    "long_prompt=truncate to keep its beginning"
-                    + (", or long_prompt=chunk to read it in windows" if self._windows else ""),
-                )
+        require_short(self._pipe, self._accepts, self._windows, params)
 
     def _check_size(self, job: Work) -> None:
         params: PictureParams = job.params
@@ -273,7 +309,7 @@ class DiffusersPictures(Generator):
                 job = picture.job
                 if job.job_id not in outputs:
                     continue
-                if (error := self._flaw(job, made)) is not None:
+                if (error := made.flaw(self._dtype, self._size(job))) is not None:
                     del outputs[job.job_id]
                     yield Failed(job.job_id, error)
                     continue
@@ -312,6 +348,9 @@ class DiffusersPictures(Generator):
                 return self._made(pictures, on_step)
         if self._compiled is None:
             return self._made(pictures, on_step)
+        if self._companions.key(params):
+            with self._compiled.aside():
+                return self._made(pictures, on_step)
         size = self._compiled.padded(len(pictures), self._limit or len(pictures))
         every = [*pictures, *[pictures[-1]] * (size - len(pictures))]
 
@@ -330,7 +369,9 @@ class DiffusersPictures(Generator):
     def _made(self, pictures: Sequence[Picture], on_step: Callable[..., dict[str, Any]]) -> list[Made]:
         """One call of the pipeline."""
         params: PictureParams = pictures[0].job.params
+        pipe = self._companions.pipeline(pictures[0].job)
         call: dict[str, Any] = {"num_inference_steps": params.num_inference_steps, **self._given(pictures)}
+        call |= self._given_beside(pictures)
         if (scales := self._scales(pictures)) is not None:
             call["guidance_scale"] = scales
         call |= self._prompts(pictures)
@@ -338,8 +379,8 @@ class DiffusersPictures(Generator):
             call["callback_on_step_end"] = on_step
         call["generator"] = [torch.Generator("cpu").manual_seed(picture.seed % 2**64) for picture in pictures]
         if (scheduler := self._samplers.make(params.scheduler)) is not None:
-            self._pipe.scheduler = scheduler
-        made = self._pipe(output_type="pt", **call)
+            pipe.scheduler = scheduler
+        made = pipe(output_type="pt", **call)
         hidden = getattr(made, "nsfw_content_detected", None) or [False] * len(pictures)
         return shades_of(made.images, hidden)
 
@@ -347,6 +388,15 @@ class DiffusersPictures(Generator):
         """What a call is told beside prompts, steps and guidance."""
         width, height = self._size(pictures[0].job)
         return {} if width is None else {"width": width, "height": height}
+
+    def _given_beside(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """What a call is told of the models beside this one."""
+        job = pictures[0].job
+        if not self._companions.key(job.params):
+            return {}
+        width, height = self._size(job)
+        jobs = [picture.job for picture in pictures]
+        return self._companions.given(jobs, (width or 0, height or 0), self._guided(job.params))
 
     def _scales(self, pictures: Sequence[Picture]) -> float | None:
         """The guidance of a call: one number, or one a picture where the pipeline can do that."""
@@ -369,28 +419,10 @@ class DiffusersPictures(Generator):
             embedded["negative_prompt_embeds"] = self._windows.encode(negatives, count)
         return embedded
 
-    def _flaw(self, job: Work, made: Made) -> JobFailed | None:
-        """Why this picture is not what was asked for; None if it is."""
-        if made.hidden:
-            return JobFailed(
-                "content_filtered", "the model's own safety filter hid the picture: change the prompt or seed"
-            )
-        half = self._dtype != "float32"
-        if not made.finite or (half and not made.lit):
-            advice = "run the worker with AIGC_DTYPE=float32" + (" or bfloat16" if self._dtype == "float16" else "")
-            return JobFailed(
-                "numerics", f"the model's numbers overflowed in {self._dtype}" + (f": {advice}" if half else "")
-            )
-        height, width = made.shades.shape[:2]
-        asked = self._size(job)
-        if asked[0] is not None and asked != (width, height):
-            message = f"the model makes {width}x{height} instead of {asked[0]}x{asked[1]}: ask for that size"
-            return JobFailed("size_unsupported", message)
-        return None
-
     def _output(self, picture: Picture, shades: npt.NDArray[np.uint8]) -> Output:
         params: PictureParams = picture.job.params
         height, width = shades.shape[:2]
+        beside = {name: picture.job.adapters[name].revision for name in self._companions.names(params)}
         record = {
             "task": picture.job.task,
             "model": self._files.ref,
@@ -402,6 +434,7 @@ class DiffusersPictures(Generator):
             "height": height,
             "guidance_scale": self._guidance(params),
             "dtype": self._dtype,
+            **({"adapters": beside} if beside else {}),
             "versions": {"diffusers": diffusers.__version__, "torch": torch.__version__},
         }
         body = partial(_file, shades, params.format, params.quality, record, self._samplers.words(params.scheduler))

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from shared.errors import JobFailed
+from shared.tasks.pictures import PictureParams
+
 #: texts whose tokens are remembered
 _TOKENS = 4096
 #: windows whose embeddings are remembered, of a quarter of a megabyte each for a CLIP of 768 features in float32
@@ -76,7 +79,8 @@ class ClipWindows:
                 window = [tokenizer.bos_token_id, *ids[start : start + room], tokenizer.eos_token_id]
                 filled.append(window + [tokenizer.pad_token_id] * (self.width - len(window)))
         with torch.no_grad():
-            states = self._encoder(torch.tensor(filled, device=self._encoder.device))[0]
+            home = self._encoder.device  # of a model that is brought here layer by layer: nowhere
+            states = self._encoder(torch.tensor(filled, device="cpu" if home.type == "meta" else home))[0]
         return states.reshape(len(texts), windows * self.width, -1)
 
     def _ids(self, text: str) -> list[int]:
@@ -106,3 +110,19 @@ def excess(pipe: Any, accepts: Mapping[str, Any], text: str) -> tuple[int, int] 
         if worst is None or room > worst[1]:
             worst = (tokens, room)
     return worst
+
+
+def require_short(pipe: Any, accepts: Mapping[str, Any], windows: ClipWindows | None, params: PictureParams) -> None:
+    """Raise `JobFailed` if a prompt is longer than this pipeline reads, and the job does not say what to do then."""
+    if params.long_prompt == "truncate" or (params.long_prompt != "fail" and windows is not None):
+        return
+    if params.long_prompt == "chunk":
+        raise JobFailed("param_unsupported", "this model's text encoders do not allow long_prompt=chunk: remove it")
+    for name in ("prompt", "negative_prompt"):
+        if (over := excess(pipe, accepts, getattr(params, name) or "")) is not None:
+            raise JobFailed(
+                "prompt_too_long",
+                f"`{name}` has {over[0]} tokens, and this model reads {over[1]}: shorten it, or set "
+                "long_prompt=truncate to keep its beginning"
+                + (", or long_prompt=chunk to read it in windows" if windows else ""),
+            )

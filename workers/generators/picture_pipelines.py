@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
@@ -22,13 +24,18 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from safetensors import SafetensorError
 
-from shared.errors import ModelRejected
-from workers.generators import ModelFiles
+from shared.errors import JobFailed, ModelRejected
+from workers.generators import ModelFiles, quantized
+from workers.generators.clip_tokens import clip_tokenizer
+from workers.generators.memory import PLAIN, MemoryPlan
+from workers.single_files import shapes_in
 
 _NEEDED = ("prompt", "num_inference_steps", "generator", "output_type")
 # A pipeline that takes one of these makes something else than a picture from words alone.
 _MOVING = ("video", "num_frames", "frame_size", "audio_length_in_s", "audio_end_in_s")
 _FOREIGN = ("image", "control_image", *_MOVING)
+# the text encoders that are as large as the model itself
+_T5 = ["transformers", "T5EncoderModel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,22 @@ class Made:
     lit: bool
     #: whether the model's safety filter hid it
     hidden: bool
+
+    def flaw(self, dtype: str, asked: tuple[int | None, int | None]) -> JobFailed | None:
+        """Why it is not what was asked for, of this size and computed in this number type; None if it is."""
+        if self.hidden:
+            return JobFailed(
+                "content_filtered", "the model's own safety filter hid the picture: change the prompt or seed"
+            )
+        half = dtype != "float32"
+        if not self.finite or (half and not self.lit):
+            advice = "run the worker with AIGC_DTYPE=float32" + (" or bfloat16" if dtype == "float16" else "")
+            return JobFailed("numerics", f"the model's numbers overflowed in {dtype}" + (f": {advice}" if half else ""))
+        height, width = self.shades.shape[:2]
+        if asked[0] is not None and asked != (width, height):
+            message = f"the model makes {width}x{height} instead of {asked[0]}x{asked[1]}: ask for that size"
+            return JobFailed("size_unsupported", message)
+        return None
 
 
 def own_defaults(files: ModelFiles) -> dict[str, float]:
@@ -137,17 +160,97 @@ def _sibling(pipeline: type, family: Mapping[str, type]) -> type | None:
     return next((family[kind] for kind in kinds if kind in family), None)
 
 
-def load_pipeline(files: ModelFiles, pipeline: Any, dtype: torch.dtype) -> Any:
-    """A pipeline of a model's folder: safetensors only, and silent. Raises `ModelRejected` if it cannot be read."""
+def load_pipeline(
+    files: ModelFiles, pipeline: Any, dtype: torch.dtype, plan: MemoryPlan = PLAIN, device: str = "cpu"
+) -> Any:
+    """A pipeline of a model's folder, or of its one file: safetensors only, from this host only, and silent.
+
+    Raises `ModelRejected`: `model_not_a_model` if it cannot be read, `memory_unsupported` if it cannot be held so.
+    """
     diffusers.utils.logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if plan.quantization is not None:
+        options["quantization_config"] = _quantization(files, plan, dtype, device)
     try:
-        pipe = pipeline.from_pretrained(files.folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        if files.weights is not None:
+            pipe = _of_one_file(files, pipeline, options)
+        else:
+            pipe = pipeline.from_pretrained(files.folder, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     # It would log the part of a prompt that it truncates, and prompts do not belong into logs.
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)
     return pipe
+
+
+def _of_one_file(files: ModelFiles, pipeline: Any, options: Mapping[str, Any]) -> Any:
+    """A pipeline of a checkpoint as ComfyUI and the web UI keep it; CLIP's tokenizers, which it lacks, are ours."""
+    if not hasattr(pipeline, "from_single_file"):
+        raise ModelRejected("model_wrong_task", f"{files.ref}: a {pipeline.__name__} cannot be read from a single file")
+    ours = {
+        name: clip_tokenizer(pad="!") if name == "tokenizer_2" else clip_tokenizer()
+        for name, said in files.config.items()
+        if name.startswith("tokenizer") and said[-1] == "CLIPTokenizer" and not (files.folder / name).is_dir()
+    }
+    try:
+        return pipeline.from_single_file(str(files.weights), config=str(files.folder), **ours, **options)
+    except NotImplementedError as error:  # what stays without weights cannot be moved
+        reason = "not all of its weights are in it"
+        raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {reason}") from error
+    except SingleFileComponentError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelRejected("model_not_a_model", f"{files.ref} cannot be loaded: {reason}") from error
+
+
+def _quantization(files: ModelFiles, plan: MemoryPlan, dtype: torch.dtype, device: str) -> Any:
+    """What tells diffusers to keep the large parts in 8 or 4 bits."""
+    quantized.require_able(files, device)
+    large = [name for name, said in files.config.items() if name in ("transformer", "unet") or said == _T5]
+    return diffusers.PipelineQuantizationConfig(
+        quant_backend=f"bitsandbytes_{plan.quantization}", quant_kwargs=quantized.how(str(plan.quantization), dtype),
+        components_to_quantize=large,
+    )  # fmt: skip
+
+
+def weight_bytes(files: ModelFiles, dtype: torch.dtype) -> int:
+    """Bytes that the weights of a model take as this number type, by what its files say of themselves."""
+    stored = [files.weights] if files.weights is not None else files.folder.rglob("*.safetensors")
+    numbers = (math.prod(shape) for path in stored for shape in shapes_in(files.ref, path).values())
+    return sum(numbers) * int(dtype.itemsize)
+
+
+def free_bytes(device: str) -> int | None:
+    """Bytes of a GPU that nothing of this process uses, and no other one; None on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def hold(pipe: Any, files: ModelFiles, plan: MemoryPlan, device: str) -> None:
+    """Bring a pipeline to where it computes, or have it brought there part by part.
+
+    Raises `ModelRejected` with `memory_unsupported` for what this kind of pipeline cannot do.
+    """
+    wanted = {"vae_slicing": ("vae", "enable_slicing"), "vae_tiling": ("vae", "enable_tiling")}
+    for name, (part, switch) in wanted.items():
+        if not getattr(plan, name):
+            continue
+        if (turn_on := getattr(getattr(pipe, part, None), switch, None)) is not None:
+            turn_on()
+        elif name in files.memory.asked:
+            raise ModelRejected(
+                "memory_unsupported", f"{files.ref}: {type(pipe).__name__} knows no {name}: leave it out"
+            )
+    if plan.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif plan.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    if plan.attention_slicing:
+        pipe.enable_attention_slicing()
 
 
 @contextmanager
