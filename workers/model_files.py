@@ -10,10 +10,11 @@ that brings its own Python files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +23,7 @@ from shared.errors import JobFailed, ModelRejected
 from shared.settings import Settings
 from shared.starters import starter_folders
 from workers.generators import ModelFiles
+from workers.hub_offer import Offer
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -34,6 +36,8 @@ _IGNORED = [
     "*.fp16-*",
     "*.bf16.*",
     "*non_ema*",
+    "consolidated*",  # the same weights once more, in their makers' own format
+    "original/*",
     "*.py",
     "onnx/*",
     "openvino/*",
@@ -44,12 +48,16 @@ _WHOLE = 64 * 2**20
 _PIECE = 2**20
 
 
-def resolve(ref: str, *, settings: Settings) -> ModelFiles:
+def resolve(
+    ref: str, *, settings: Settings, judge: Callable[[Offer], None] | None = None, offline: bool = False
+) -> ModelFiles:
     """The files of the model that a job names.
 
-    Raises `ModelRejected` (trying again does not help): `model_not_found`, `model_not_a_model`, `model_pickle_only`,
-    `model_needs_remote_code`, `model_not_allowed`, `model_reference_unsupported`. Raises `JobFailed` with
-    `model_unreachable`, retryable, when the hub does not answer and the cache does not have the model.
+    `judge` may raise before anything is fetched; where it is to be `offline`, nothing is. Raises `ModelRejected`
+    (trying again does not help): `model_not_found`, `model_not_a_model`, `model_pickle_only`,
+    `model_needs_remote_code`, `model_not_allowed`, `model_reference_unsupported`. Raises `JobFailed`, retryable:
+    `model_unreachable` when the hub does not answer and the cache does not have the model, `model_disk_full` when there
+    is no room for it.
     """
     if ref.startswith("starter/"):
         return _local(ref, _starter(ref.removeprefix("starter/")))
@@ -66,7 +74,7 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             f"{ref}: references that begin with {match[0]} are not supported yet; "
             "give a hub id, a folder (such as ./my-model) or starter/<name>",
         )
-    return _hub(ref, settings.models_allowed)
+    return _hub(ref, settings.models_allowed, judge, offline)
 
 
 def _require_allowed(ref: str, name: str, allowed: Sequence[str]) -> None:
@@ -182,6 +190,11 @@ def _check_names(ref: str, names: Iterable[str]) -> str:
     return kind
 
 
+def _is_wanted(kind: str, name: str) -> bool:
+    """Whether loading needs this file, as `snapshot_download` takes the same patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in _PATTERNS[kind]) and not _ignored(name)
+
+
 def _ignored(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _IGNORED)
 
@@ -213,7 +226,7 @@ def _check_code(ref: str, kind: str, config: Mapping[str, Any]) -> None:
         raise ModelRejected("model_needs_remote_code", f"{ref} needs code of its own, which is never run here: {own}")
 
 
-def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
+def _hub(ref: str, allowed: Sequence[str], judge: Callable[[Offer], None] | None, offline: bool) -> ModelFiles:
     repo, _, revision = ref.partition("@")
     if not _HUB_ID.fullmatch(repo) or "--" in repo or ".." in repo or (not revision and "@" in ref):
         raise ModelRejected(
@@ -222,16 +235,22 @@ def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
             "or starter/<name>",
         )
     _require_allowed(ref, repo, allowed)
-    folder = _download(ref, repo, revision or None)
+    if offline:
+        kept = _cached(repo, revision or None)
+        if kept is None:
+            raise ModelRejected("model_not_found", f"{ref} is not in this host's cache")
+        folder = kept
+    else:
+        folder = _download(ref, repo, revision or None, judge)
     # The cache links its files to where it keeps their contents: those links are its own, not the model's.
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     kind, config = _read(ref, folder, names)
     return ModelFiles(ref, folder, folder.name, kind, config)
 
 
-def _download(ref: str, repo: str, revision: str | None) -> Path:
+def _download(ref: str, repo: str, revision: str | None, judge: Callable[[Offer], None] | None) -> Path:
     """The snapshot folder of the revision (its name is the commit), fetched if it is not in the cache."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -244,11 +263,13 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
     # Whichever HTTP client the hub's library uses, its errors derive from that client's HTTPError.
     transport: type[Exception] = HfHubHTTPError.__mro__[1]
     try:
-        listing = HfApi().model_info(repo, revision=revision, timeout=20)
-        kind = _check_names(ref, [file.rfilename for file in listing.siblings or ()])
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS[kind], ignore_patterns=_IGNORED)
-        )
+        offer = _offer(ref, repo, revision)
+        if offer.missing:
+            offer.require_disk()
+            if judge is not None:
+                judge(offer)
+        patterns = _PATTERNS[offer.kind]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED))
     except GatedRepoError:
         raise ModelRejected(
             "model_not_found", f"{repo} is gated: accept its terms on the hub and give the worker a token (HF_TOKEN)"
@@ -265,6 +286,8 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
             raise ModelRejected("model_not_found", f"the hub refuses access to {repo}: {error}") from None
         if (cached := _cached(repo, revision)) is not None:
             return cached
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise JobFailed("model_disk_full", f"{ref}: the disk is full: {error}", retryable=True) from None
         if isinstance(error, OfflineModeIsEnabled):
             raise ModelRejected(
                 "model_not_found", f"{ref} is not in this worker's cache, and it is not to ask the hub (HF_HUB_OFFLINE)"
@@ -274,6 +297,17 @@ def _download(ref: str, repo: str, revision: str | None) -> Path:
             f"the hub does not answer, and {ref} is not in this worker's cache: {type(error).__name__}: {error}",
             retryable=True,
         ) from error
+
+
+def _offer(ref: str, repo: str, revision: str | None) -> Offer:
+    """What the hub has of a model. Raises what the hub's client does, and `ModelRejected` if it is no model."""
+    from huggingface_hub import HfApi
+
+    listing = HfApi().model_info(repo, revision=revision, timeout=20, files_metadata=True)
+    sizes = {file.rfilename: getattr(file, "size", None) or 0 for file in listing.siblings or ()}
+    kind = _check_names(ref, sizes)
+    wanted = {name: size for name, size in sizes.items() if _is_wanted(kind, name)}
+    return Offer(ref, repo, str(listing.sha), kind, wanted)
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:

@@ -60,7 +60,11 @@ class Window:
         }
         if resident.files:
             self._maker |= {"model": resident.files.ref, "revision": resident.files.revision, "dtype": device.dtype}
+            if resident.files.wishes.quantization and device.name != "cpu":
+                self._maker["quantization"] = resident.files.wishes.quantization
         self._record = {**self._maker, "device": device.name}
+        if resident.files and resident.files.stands_for:
+            self._record["stands_for"] = resident.files.stands_for
         self._most = self._generator.microbatch or around.microbatch
         self._may_stream = type(self._generator).streams is not Generator.streams
         #: jobs that have no outcome

@@ -23,6 +23,7 @@ def fingerprint(lane: Lane, params_json: str, seed: int) -> str:
 def maker_of(record: Mapping[str, Any]) -> str:
     """Who makes a job, as a digest of what the record of its attempt says; not on which of several equal devices."""
     known = [record.get(key) for key in ("generator", "generator_version", "revision", "dtype")]
+    known += [record[key] for key in ("quantization",) if key in record]
     device = str(record.get("device", "")).partition(":")[0]
     return hashlib.sha256(json.dumps([*known, device], separators=(",", ":")).encode()).hexdigest()
 

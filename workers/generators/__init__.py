@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from shared.errors import JobFailed
+from shared.models_file import MemoryWishes
 from workers.inputs.looks import InputFile
 
 
@@ -57,6 +58,10 @@ class ModelFiles:
     kind: str
     #: the parsed `model_index.json` or `config.json`
     config: Mapping[str, Any]
+    #: where the job names it by an alias of the operator's: what that stands for
+    stands_for: str = ""
+    #: what the operator says of how it is to be fitted into memory
+    wishes: MemoryWishes = field(default_factory=MemoryWishes)
 
 
 @dataclass(frozen=True, slots=True)
