@@ -149,7 +149,7 @@ def read_models_file(settings: Settings) -> ModelsFile:
     path = settings.models_path
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if settings.models_file is None:
             return ModelsFile()
         raise RequestError(f"there is no {path}: write it, or leave AIGC_MODELS_FILE unset") from None

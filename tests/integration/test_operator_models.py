@@ -13,7 +13,10 @@ from hub_server import Hub
 from model_folders import safetensors
 from servers import RedisServer
 
-from aigc import Client, InvalidJobs
+from aigc import Client, InvalidJobs, RequestError
+from shared import jobs
+from shared.database import Database
+from shared.ids import new_session_id
 from shared.settings import Settings
 from workers import devices
 from workers.devices import slots
@@ -151,6 +154,28 @@ def test_a_model_that_is_too_big_is_not_fetched_and_its_jobs_say_so(tmp_path: Pa
             assert ended.error["code"] in ("model_not_a_model", "model_wrong_task")
 
 
+def test_what_workers_tell_holds_as_long_as_they_are_alive(settings: Settings, db: Database) -> None:
+    about = {"worker": "h:0", "host": "h", "pid": 1, "device": "cuda", "queues": "big", "versions": {}}
+    told = {"aliases": {"house": {"queue": "big", "tenants": ["default"]}, "theirs": {"queue": None, "tenants": ["x"]}}}
+    session = new_session_id()
+    jobs.open_session(db, {"id": session, **about, "condition": told}, 60)
+    client = Client(settings)
+    assert [job.queue for job in client.submit([text("house"), text("house", queue="mine")]).jobs()] == ["big", "mine"]
+    with pytest.raises(InvalidJobs, match="line 2: model: tenant 'default' may not use 'theirs'"):
+        client.submit([text("house"), text("theirs")])
+    jobs.close_session(db, session)
+    assert [job.queue for job in client.submit([text("house"), text("theirs")]).jobs()] == ["gpu", "gpu"]
+
+
+def test_a_file_that_is_wrong_starts_no_worker_and_accepts_no_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text('[models.a]\nmodel = "org/a"\nqeue = "big"\n')
+    with pytest.raises(RequestError, match=r"models\.toml, line 3: a\.qeue: unknown name; did you mean 'queue'\?"):
+        cluster.client.submit([text("a")])
+    worker = cluster.start_worker(wait=False)
+    assert worker.wait(timeout=60) == 2
+    assert "line 3: a.qeue: unknown name" in cluster.log.read_text()
+
+
 # --- queues by device ---
 
 
@@ -166,7 +191,7 @@ def test_gpus_serve_the_queue_of_gpus_alone_unless_told(monkeypatch: pytest.Monk
     assert [slot.queues for slot in slots("all")] == [("gpu", "cpu")]
 
 
-def test_light_jobs_are_not_seen_by_a_worker_of_gpus(settings: Settings, db: Any) -> None:
+def test_light_jobs_are_not_seen_by_a_worker_of_gpus(settings: Settings, db: Database) -> None:
     client = Client(settings)
     client.submit([{"params": {"message": 1}}], task="echo")
     client.submit([text(ADS)])
