@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from producer.aliases import Aliases
 from producer.gateway import DirectGateway, Gateway
 from producer.inputs import Inputs
 from producer.records import BatchRecord, EventRecord, JobRecord, Resumed, SystemRecord, WorkerRecord
 from producer.results import download, result_lines
 from producer.results import follow as go_on
-from producer.sources import Defaults, Format, from_objects, from_stream, guess_format
+from producer.sources import Defaults, Format, Item, from_objects, from_stream, guess_format
 from producer.spool import Spool, fill_spool
 from shared.errors import AigcError, RequestError
 from shared.ids import batch_of, new_batch_id
@@ -111,8 +112,8 @@ class Client:
         if isinstance(jobs, (str, bytes, Mapping)):
             jobs = [jobs]
         defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
-        items, inputs = from_objects(jobs, defaults), Inputs(lambda: self._gateway)
-        with fill_spool(items, self.settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid) as spool:
+        items = from_objects(jobs, defaults)
+        with self._spooled(items, skip_invalid=skip_invalid) as spool:
             return self.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires_s)
 
     def submit_file(
@@ -135,9 +136,14 @@ class Client:
         defaults = self.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
         kind = format or (guess_format(str(source)) if isinstance(source, (str, Path)) else "jsonl")
         with open_source(source) as stream:
-            items, inputs = from_stream(stream, kind, defaults), Inputs(lambda: self._gateway)
-            with fill_spool(items, self.settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid) as spool:
+            items = from_stream(stream, kind, defaults)
+            with self._spooled(items, skip_invalid=skip_invalid) as spool:
                 return self.submit_spool(spool, name=name, idempotency_key=idempotency_key, expires_s=expires_s)
+
+    def _spooled(self, items: Iterable[Item], *, skip_invalid: bool) -> Spool:
+        inputs = Inputs(lambda: self._gateway)
+        aliases = Aliases(self.settings, self._gateway.aliases)
+        return fill_spool(items, self.settings.spool_dir, inputs=inputs, aliases=aliases, skip_invalid=skip_invalid)
 
     def upload(self, path: str | Path) -> str:
         """Store a file once, for any number of jobs: returns `file:<id>`, which a param that takes a file understands.

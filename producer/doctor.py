@@ -22,8 +22,9 @@ from producer.gateway import DirectGateway
 from producer.records import WorkerRecord
 from producer.words import could_not_have, keeper, moment, paused, span
 from shared.database import Database
-from shared.errors import AigcError, Unavailable
+from shared.errors import AigcError, RequestError, Unavailable
 from shared.jobs import nothing_stored_yet
+from shared.models_file import read_models_file
 from shared.queue import Queue
 from shared.services import Service, is_remote
 from shared.settings import Settings, without_password
@@ -56,7 +57,7 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Every check, each on its own: one part that is down does not hide another."""
     checks = [_profile(settings)]
-    for look in (_variables, _data_folder, _database, _redis, _storage, _services, _system, _devices):
+    for look in (_variables, _models_file, _data_folder, _database, _redis, _storage, _services, _system, _devices):
         checks += look(settings)
     return checks
 
@@ -86,6 +87,17 @@ def _variables(_: Settings) -> Iterator[Check]:
             "is no setting of aigc, and has no effect",
             f"did you mean AIGC_{near[0]}?" if near else "docs/configuration.md lists what can be set",
         )
+
+
+def _models_file(settings: Settings) -> Iterator[Check]:
+    """The operator's word on models, where there is one."""
+    try:
+        models = read_models_file(settings).models
+    except RequestError as error:
+        yield Check("models file", False, str(error), "workers do not start with it; those that run keep what it said")
+        return
+    if models:
+        yield Check("models file", True, f"{settings.models_path}: {', '.join(sorted(models))}")
 
 
 def _data_folder(settings: Settings) -> Iterator[Check]:
@@ -222,6 +234,9 @@ def _worker(worker: WorkerRecord) -> Iterator[Check]:
     if worker.storage_trouble:
         detail = f"cannot store results: {worker.storage_trouble}"
         yield Check(name, False, detail, "its jobs go on when that is mended")
+    if worker.models_file_trouble:
+        detail = f"keeps what its models.toml said before: {worker.models_file_trouble}"
+        yield Check(name, False, detail, "mend the file; it is read again by itself")
     if worker.silent:
         detail = f"has not been heard of for {span(worker.silent_s)}"
         yield Check(name, False, detail, "see whether it is frozen, very busy or cut off from the database")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, null, or_, select
 
+from producer.aliases import ToldAlias, told_aliases
 from producer.records import (
     ArtifactRecord,
     BatchRecord,
@@ -104,6 +105,10 @@ class Gateway(Protocol):
 
     def workers(self) -> list[WorkerRecord]:
         """Workers that are alive."""
+        ...
+
+    def aliases(self) -> Mapping[str, ToldAlias]:
+        """Names that operators have given to models, as the workers that are alive tell of them."""
         ...
 
     def why(self, job_id: str) -> str:
@@ -367,6 +372,13 @@ class DirectGateway:
                 .order_by(worker_sessions.c.started_at)
             ).all()
         return [worker_record(row, self.settings.lease_s) for row in rows]
+
+    def aliases(self) -> Mapping[str, ToldAlias]:
+        """From their sessions."""
+        w = worker_sessions.c
+        alive = select(w.condition).where(w.ended_at.is_(None), w.lease_expires_at > now())
+        with self.db.read() as connection:
+            return told_aliases(connection.scalars(alive).all())
 
     def system(self) -> SystemRecord:
         """From small tables and the backlog: costs the same for ten jobs or ten million."""

@@ -166,6 +166,19 @@ class SetAside:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelNeed:
+    """What a model takes on a worker, by its files or as it was measured."""
+
+    bytes: int
+    #: what that worker has for it
+    has: int
+    #: number type that it was told for
+    dtype: str
+    #: whether the worker counts the memory of its host, too
+    on_host: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRecord:
     """A worker that is alive, by its lease."""
 
@@ -189,6 +202,22 @@ class WorkerRecord:
     def storage_trouble(self) -> str | None:
         """Why it cannot store results, if it cannot."""
         return self.condition.get("storage") or None
+
+    @property
+    def models_file_trouble(self) -> str | None:
+        """What is wrong with its `models.toml`, if that has become wrong."""
+        return self.condition.get("models_file") or None
+
+    @property
+    def memory(self) -> tuple[int, str] | None:
+        """Bytes that models may take on its device, and the number type it computes in; None where it does not say."""
+        about = self.condition.get("memory")
+        return (int(about["bytes"]), str(about["dtype"])) if about else None
+
+    def need(self, model: str, task: str) -> ModelNeed | None:
+        """What it says that a model takes."""
+        about = (self.condition.get("needs") or {}).get(f"{model} for {task}")
+        return ModelNeed(about["bytes"], about["has"], about["dtype"], about["on_host"]) if about else None
 
     @property
     def set_aside(self) -> tuple[SetAside, ...]:

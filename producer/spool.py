@@ -19,6 +19,7 @@ from typing import IO, Self
 
 from pydantic_core import to_json
 
+from producer.aliases import Aliases
 from producer.custom_ids import CustomIds
 from producer.inputs import Inputs
 from producer.quick import Validator
@@ -117,12 +118,14 @@ def fill_spool(
     folder: Path,
     *,
     inputs: Inputs | None = None,
+    aliases: Aliases | None = None,
     skip_invalid: bool = False,
     report: Path | None = None,
 ) -> Spool:
     """Read a source to its end. Raises `InvalidJobs` if anything is wrong with it, unless `skip_invalid`.
 
-    Files that the jobs name are settled by `inputs`. Every problem is written to `report`, if there are any.
+    Files that the jobs name are settled by `inputs`, and their models by `aliases`. Every problem is written to
+    `report`, if there are any.
     """
     try:
         for path in (folder.parent, folder):  # the data folder, and the spool in it
@@ -131,7 +134,7 @@ def fill_spool(
     except OSError as error:
         raise _unwritable(folder, error) from None
     try:
-        _fill(spool, source, folder, inputs, report)
+        _fill(spool, source, folder, inputs, aliases, report)
         if spool.problem_count and not skip_invalid:
             raise InvalidJobs(spool.problems, count=spool.problem_count, report=str(report) if report else None)
         if not spool.total:
@@ -149,7 +152,10 @@ def _unwritable(path: Path, error: OSError) -> Unavailable:
     return Unavailable("data folder", str(path), f"cannot be written: {error.strerror}", advice)
 
 
-def _fill(spool: Spool, source: Iterable[Item], folder: Path, inputs: Inputs | None, report: Path | None) -> None:
+def _fill(
+    spool: Spool, source: Iterable[Item], folder: Path, inputs: Inputs | None, aliases: Aliases | None,
+    report: Path | None,
+) -> None:  # fmt: skip
     validate = Validator()
     with _Report(report) as write, _Blocks(spool, folder) as blocks:
         for line, item in source:
@@ -157,6 +163,8 @@ def _fill(spool: Spool, source: Iterable[Item], folder: Path, inputs: Inputs | N
                 if isinstance(item, Problem):
                     raise Invalid([item])
                 job = validate(line, item)
+                if aliases is not None:
+                    job = aliases(job, item)
                 blocks.add(job if inputs is None else inputs(job))
             except Invalid as invalid:
                 found = invalid.problems

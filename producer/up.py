@@ -22,6 +22,7 @@ from producer.embedded_redis import EmbeddedRedis
 from shared.database import Database
 from shared.errors import RequestError, Unavailable
 from shared.keeper import Keeper
+from shared.models_file import read_models_file
 from shared.settings import Settings, make_private
 
 log = logging.getLogger("aigc.up")
@@ -61,6 +62,7 @@ class Up:
             signal.signal(number, lambda *_: self._stop.set())
         database = Database(self._settings)
         try:
+            read_models_file(self._settings)
             _end_leftovers(self._settings.run_dir)
             database.prepare()
             if self._redis:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, literal, or_, select
 
 from producer.records import JobRecord, SystemRecord, WorkerRecord
+from producer.too_big import Shortage, here, nowhere, shortages
 from producer.words import could_not_have, first_capital, keeper, moment, paused, several, span, troubles
 from shared.database import Database, now
 from shared.jobs import BY_AGE
@@ -129,7 +130,12 @@ def _queued(
         if one.queue == job.queue
     ]
     serving = [worker for worker in system.workers if job.queue in worker.queues]
-    hindered = [(worker.worker, trouble) for worker in serving if (trouble := _hindrance(worker, job))]
+    short = shortages(job, serving)
+    hindered = [
+        (worker.worker, trouble)
+        for worker in serving
+        if (trouble := _hindrance(worker, job, short.get(worker.session)))
+    ]
     yield from delay
     yield from pause
     if not serving:
@@ -137,6 +143,9 @@ def _queued(
         serve = "the one that is alive serves" if alive == 1 else f"the {alive} that are alive serve"
         others = f"; {serve} other queues" if alive else ""
         yield f"No worker serves queue {job.queue!r}{others}: start one with `aigc up` or `aigc worker`."
+        return
+    if len(short) == len(serving):
+        yield nowhere(job, serving, short)
         return
     if hindered:
         yield _of_the_workers(hindered, len(serving))
@@ -160,11 +169,13 @@ def _delay(connection: Connection, job: JobRecord, facts: Row[Any], system: Syst
     yield from _too_big(connection, job)
 
 
-def _hindrance(worker: WorkerRecord, job: JobRecord) -> str | None:
+def _hindrance(worker: WorkerRecord, job: JobRecord, short: Shortage | None) -> str | None:
     """What keeps this worker from taking this job."""
     first = next(troubles(worker, models=False), None)
     if first is not None:
         return first
+    if short is not None:
+        return here(job, short)
     for one in worker.set_aside:
         if (one.model, one.task) == (job.model or "", job.task):
             since = f" since {moment(one.since)}" if one.since else " lately"

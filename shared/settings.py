@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     #: hub models and folders that may run here (comma separated; `org/*`, `/models/*`); empty = all
     models_allowed: Annotated[tuple[str, ...], NoDecode] = ()
+    #: what the operator says about models; empty = `models.toml` in `data_dir`, if it is there
+    models_file: Path | None = None
     #: seconds after which a worker that does not renew is presumed dead
     lease_s: Annotated[float, Field(ge=1, le=3600)] = 60.0
     #: seconds that a stopping worker may use to finish what it holds
@@ -138,6 +140,14 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("there is no home folder: set AIGC_DATA_DIR") from None
 
+    @field_validator("models_file")
+    @classmethod
+    def _of_a_home(cls, path: Path | None) -> Path | None:
+        try:
+            return path and path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("there is no such home folder: write the whole path") from None
+
     @field_validator("models_allowed", "queues", "fetch_hosts", "s3_inputs", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -160,8 +170,8 @@ class Settings(BaseSettings):
 
     @field_validator(
         "database_url", "redis_url", "store_url", "s3_endpoint_url", "s3_public_endpoint_url", "s3_region",
-        "s3_access_key_id", "s3_secret_access_key", "s3_ca", "models_dir", "pulse_file", "retention_days",
-        mode="before",
+        "s3_access_key_id", "s3_secret_access_key", "s3_ca", "models_dir", "models_file", "pulse_file",
+        "retention_days", mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
@@ -214,6 +224,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Where `aigc up` leaves its lock, its log and the address of its Redis."""
         return self.data_dir / "run"
+
+    @property
+    def models_path(self) -> Path:
+        """Where the operator's `models.toml` is looked for."""
+        return self.models_file or self.data_dir / "models.toml"
 
     @property
     def spool_dir(self) -> Path:

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from shared import jobs
 from shared.database import Database
 from shared.errors import AigcError, RequestError, Unavailable
+from shared.models_file import read_models_file
 from shared.settings import Settings, load_settings
 from workers.devices import DeviceSlot, slots
 from workers.parent import orphaned
@@ -61,6 +62,7 @@ def main() -> int:
             raise RequestError('a worker needs torch: pip install "aigc[worker]"')
         if settings.broker_url is None:
             raise RequestError("no Redis: start `aigc up`, or set AIGC_REDIS_URL")
+        read_models_file(settings)  # each worker reads it itself; what is wrong with it is said here
         db = Database(settings)
         db.prepare()
         chosen = slots(arguments.devices, tuple(part for part in arguments.queues.split(",") if part))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic, TypeVar
 
-from shared.errors import Unavailable
+from shared import jobs
+from shared.database import Database
+from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
 from workers.claims import Claims, Taken
 from workers.inputs import Inputs
@@ -15,6 +18,8 @@ from workers.residency import Residency
 from workers.session import Session
 
 T = TypeVar("T")
+#: how a job fails that its tenant may not ask for (model, tenant); None if it may
+Refused = Callable[[str, str], JobFailed | None]
 
 
 class Beside(Generic[T]):
@@ -55,9 +60,19 @@ class Ahead:
     """The claims of one worker session; one thread at a time asks."""
 
     def __init__(
-        self, claims: Claims, residency: Residency, session: Session, inputs: Inputs, ending: Callable[[], bool]
+        self,
+        db: Database,
+        claims: Claims,
+        residency: Residency,
+        session: Session,
+        inputs: Inputs,
+        *,
+        refused: Refused,
+        ending: Callable[[], bool],
     ) -> None:
-        """Once `ending` says so, nothing more is claimed."""
+        """Once `ending` says so, nothing more is claimed. Whatever is `refused` fails with its claim."""
+        self._db = db
+        self._refused = refused
         self._inputs = inputs
         self._claims = claims
         self._residency = residency
@@ -75,8 +90,25 @@ class Ahead:
         taken = self._claims.next(self._session.id, self._residency, only=only, full=full, idle=idle)
         if taken is not None:
             self._session.hold(taken.jobs)
+            taken = self._permitted(taken)
             self._inputs.begin(taken.jobs)
         return taken
+
+    def _permitted(self, taken: Taken) -> Taken:
+        """Without the jobs of tenants who may not use the model: before anything is fetched or loaded for them."""
+        model = taken.jobs[0].model if taken.jobs else ""
+        tenants = {job.tenant_id for job in taken.jobs} if model else set()
+        refused = {tenant: error for tenant in tenants if (error := self._refused(model, tenant)) is not None}
+        if not refused:
+            return taken
+        failures = [
+            jobs.Failure(job.id, job.epoch, error.code, error.message, error.retryable)
+            for job in taken.jobs
+            if (error := refused.get(job.tenant_id)) is not None
+        ]
+        jobs.fail(self._db, self._session.id, failures)
+        self._session.release(failure.id for failure in failures)
+        return replace(taken, jobs=[job for job in taken.jobs if job.tenant_id not in refused])
 
     @property
     def going(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from shared.settings import Settings
-from workers.generators import Device, ModelFiles
+from workers.generators import Device
 
 MB = 2**20
 #: share of a GPU's memory that stays free for what models compute
@@ -35,17 +36,24 @@ def _used(device: str) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def expected(files: ModelFiles, device: Device) -> int:
-    """Bytes that a model is expected to take, by its files; weights stored in half are twice as large in float32."""
-    weights = sum(path.stat().st_size for path in _weights(files))
-    halves = str(files.config.get("dtype") or files.config.get("torch_dtype") or "") in ("float16", "bfloat16")
-    return weights * 2 if halves and device.dtype == "float32" else weights
+def capacity(settings: Settings, device: Device) -> int:
+    """Bytes that models may take on this device when nothing else is in its memory."""
+    if device.name.startswith("cuda"):
+        import torch
+
+        total = int(torch.cuda.get_device_properties(device.name).total_memory)
+    else:
+        total = host_total()
+    return min(total, settings.resident_mb * MB) if settings.resident_mb else total
 
 
-def _weights(files: ModelFiles) -> list[Path]:
-    if files.weights is not None:
-        return [files.weights]
-    return [path for path in files.folder.rglob("*.safetensors") if path.is_file()]
+def host_total() -> int:
+    """Bytes of memory of this host, or what a container may take of it."""
+    total = int(psutil.virtual_memory().total)
+    for place in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            total = min(total, int(Path("/sys/fs/cgroup", place).read_text(encoding="ascii")))
+    return total
 
 
 def room(settings: Settings, device: Device, resident: int) -> int:

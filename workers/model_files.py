@@ -12,6 +12,7 @@ that brings its own Python files.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -27,6 +28,7 @@ from shared.single_files import PREFIX
 from shared.starters import starter_folders
 from shared.tasks.adapters import Role
 from workers.generators import ModelFiles
+from workers.hub_offer import Offer
 from workers.single_files import adapter_among, adapter_in, configs_for, control_configs_for, located
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -40,6 +42,8 @@ _IGNORED = [
     "*.fp16-*",
     "*.bf16.*",
     "*non_ema*",
+    "consolidated*",  # the same weights once more, in their makers' own format
+    "original/*",
     "*.py",
     "onnx/*",
     "openvino/*",
@@ -52,13 +56,16 @@ _WHOLE = 64 * 2**20
 _PIECE = 2**20
 
 
-def resolve(ref: str, *, settings: Settings) -> ModelFiles:
+def resolve(
+    ref: str, *, settings: Settings, judge: Callable[[Offer], None] | None = None, offline: bool = False
+) -> ModelFiles:
     """The files of the model that a job names.
 
-    Raises `ModelRejected` (trying again does not help): `model_not_found`, `model_not_a_model`, `model_pickle_only`,
+    `judge` may raise before anything is fetched; where it is to be `offline`, nothing is. Raises `ModelRejected`
+    (trying again does not help): `model_not_found`, `model_not_a_model`, `model_pickle_only`,
     `model_needs_remote_code`, `model_not_allowed`, `model_reference_unsupported`, and of a remote one `service_unknown`
-    or `service_key_missing`. Raises `JobFailed` with
-    `model_unreachable`, retryable, when the hub does not answer and the cache does not have the model.
+    or `service_key_missing`. Raises `JobFailed`, retryable: `model_unreachable` when the hub does not answer and the
+    cache does not have the model, `model_disk_full` when there is no room for it.
     """
     if ref.startswith("starter/"):
         return _local(ref, _starter(ref.removeprefix("starter/")))
@@ -80,7 +87,7 @@ def resolve(ref: str, *, settings: Settings) -> ModelFiles:
             f"{ref}: references that begin with {match[0]} are not supported yet; "
             "give a hub id, a folder (such as ./my-model), file:name.safetensors, starter/<name> or <service>:<model>",
         )
-    return _hub(ref, settings.models_allowed)
+    return _hub(ref, settings.models_allowed, judge, offline)
 
 
 def _require_allowed(ref: str, name: str, allowed: Sequence[str]) -> None:
@@ -102,7 +109,7 @@ def _remote(ref: str, name: str, model: str, services: Mapping[str, Service]) ->
         raise ModelRejected(
             "service_key_missing", f"{ref}: {service.url} wants a key: set AIGC_OPENAI_API_KEY where workers run"
         )
-    return ModelFiles(ref, Path(), service.url, REMOTE_KIND, {"model": model}, service)
+    return ModelFiles(ref, Path(), service.url, REMOTE_KIND, {"model": model}, service=service)
 
 
 def _starter(name: str) -> Path:
@@ -210,6 +217,11 @@ def _check_names(ref: str, names: Iterable[str]) -> str:
     return kind
 
 
+def _is_wanted(kind: str, name: str) -> bool:
+    """Whether loading needs this file, as `snapshot_download` takes the same patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in _PATTERNS[kind]) and not _ignored(name)
+
+
 def _ignored(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _IGNORED)
 
@@ -254,7 +266,9 @@ def _single(ref: str, settings: Settings) -> ModelFiles:
     config = _json(ref, folder / "model_index.json")
     _check_code(ref, "diffusers", config)
     own = [f"{folder.name}/{name}" for name in names]
-    return ModelFiles(ref, folder, f"sha256:{_digest(path.parent, [path.name, *own])}", "diffusers", config, path)
+    return ModelFiles(
+        ref, folder, f"sha256:{_digest(path.parent, [path.name, *own])}", "diffusers", config, weights=path
+    )
 
 
 # --- models beside a model ---
@@ -279,14 +293,14 @@ def resolve_adapter(role: Role, ref: str, *, settings: Settings) -> ModelFiles:
         return _hub_adapter(role, ref, settings.models_allowed)
     eyes = (path.parent / "image_encoder").glob("*.*") if role == "ip-adapter" else ()
     names = [path.name, *sorted(f"image_encoder/{each.name}" for each in eyes)]
-    return ModelFiles(ref, path.parent, f"sha256:{_digest(path.parent, names)}", role, {}, path)
+    return ModelFiles(ref, path.parent, f"sha256:{_digest(path.parent, names)}", role, {}, weights=path)
 
 
 def _single_control(ref: str, path: Path) -> ModelFiles:
     folder = control_configs_for(ref, path)
     own = [f"{folder.name}/config.json"] if folder.parent == path.parent else []
     revision = f"sha256:{_digest(path.parent, [path.name, *own])}"
-    return ModelFiles(ref, folder, revision, "controlnet", _json(ref, folder / "config.json"), path)
+    return ModelFiles(ref, folder, revision, "controlnet", _json(ref, folder / "config.json"), weights=path)
 
 
 def _hub_adapter(role: Role, ref: str, allowed: Sequence[str]) -> ModelFiles:
@@ -301,16 +315,16 @@ def _hub_adapter(role: Role, ref: str, allowed: Sequence[str]) -> ModelFiles:
         eyes = PurePosixPath(chosen).parent / "image_encoder"
         return [chosen] + ([f"{eyes}/config.json", f"{eyes}/*.safetensors"] if role == "ip-adapter" else [])
 
-    folder = _download(ref, repo, revision or None, patterns)
+    folder = _download(ref, repo, revision or None, patterns=patterns)
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors") if path.is_file()]
     path = folder / adapter_among(ref, names, wanted)
-    return ModelFiles(ref, path.parent, folder.name, role, {}, path)
+    return ModelFiles(ref, path.parent, folder.name, role, {}, weights=path)
 
 
 # --- the hub ---
 
 
-def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
+def _hub(ref: str, allowed: Sequence[str], judge: Callable[[Offer], None] | None, offline: bool) -> ModelFiles:
     repo, _, revision = ref.partition("@")
     if not _HUB_ID.fullmatch(repo) or "--" in repo or ".." in repo or (not revision and "@" in ref):
         raise ModelRejected(
@@ -319,7 +333,13 @@ def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
             "or starter/<name>",
         )
     _require_allowed(ref, repo, allowed)
-    folder = _download(ref, repo, revision or None)
+    if offline:
+        kept = _cached(repo, revision or None)
+        if kept is None:
+            raise ModelRejected("model_not_found", f"{ref} is not in this host's cache")
+        folder = kept
+    else:
+        folder = _download(ref, repo, revision or None, judge=judge)
     # The cache links its files to where it keeps their contents: those links are its own, not the model's.
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     kind, config = _read(ref, folder, names)
@@ -327,12 +347,17 @@ def _hub(ref: str, allowed: Sequence[str]) -> ModelFiles:
 
 
 def _download(
-    ref: str, repo: str, revision: str | None, patterns: Callable[[Sequence[str]], list[str]] | None = None
+    ref: str,
+    repo: str,
+    revision: str | None,
+    *,
+    judge: Callable[[Offer], None] | None = None,
+    patterns: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> Path:
     """The snapshot folder of the revision (its name is the commit), fetched if it is not in the cache.
 
-    `patterns` says which of the files in it are wanted, and raises `ModelRejected` if it is not what it should be; by
-    default what a model of its kind needs.
+    `judge` may raise before anything is fetched. `patterns` says which of the files in it are wanted, and raises
+    `ModelRejected` if it is not what it should be; by default what a model of its kind needs.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -347,11 +372,17 @@ def _download(
     # Whichever HTTP client the hub's library uses, its errors derive from that client's HTTPError.
     transport: type[Exception] = HfHubHTTPError.__mro__[1]
     try:
-        listing = HfApi().model_info(repo, revision=revision, timeout=20)
-        names = [file.rfilename for file in listing.siblings or ()]
-        wanted = _PATTERNS[_check_names(ref, names)] if patterns is None else patterns(names)
-        ignored = _IGNORED if patterns is None else None  # what was chosen by name is wanted, whatever it is called
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=ignored))
+        if patterns is not None:  # what was chosen by name is wanted, whatever it is called
+            listing = HfApi().model_info(repo, revision=revision, timeout=20)
+            chosen = patterns([file.rfilename for file in listing.siblings or ()])
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=chosen))
+        offer = _offer(ref, repo, revision)
+        if offer.missing:
+            offer.require_disk()
+            if judge is not None:
+                judge(offer)
+        wanted = _PATTERNS[offer.kind]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=_IGNORED))
     except GatedRepoError:
         raise ModelRejected(
             "model_not_found", f"{repo} is gated: accept its terms on the hub and give the worker a token (HF_TOKEN)"
@@ -369,6 +400,8 @@ def _download(
         cached = _cached(repo, revision) if patterns is None else _cached_weights(repo, revision)
         if cached is not None:
             return cached
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise JobFailed("model_disk_full", f"{ref}: the disk is full: {error}", retryable=True) from None
         if isinstance(error, OfflineModeIsEnabled):
             raise ModelRejected(
                 "model_not_found", f"{ref} is not in this worker's cache, and it is not to ask the hub (HF_HUB_OFFLINE)"
@@ -378,6 +411,17 @@ def _download(
             f"the hub does not answer, and {ref} is not in this worker's cache: {type(error).__name__}: {error}",
             retryable=True,
         ) from error
+
+
+def _offer(ref: str, repo: str, revision: str | None) -> Offer:
+    """What the hub has of a model. Raises what the hub's client does, and `ModelRejected` if it is no model."""
+    from huggingface_hub import HfApi
+
+    listing = HfApi().model_info(repo, revision=revision, timeout=20, files_metadata=True)
+    sizes = {file.rfilename: getattr(file, "size", None) or 0 for file in listing.siblings or ()}
+    kind = _check_names(ref, sizes)
+    wanted = {name: size for name, size in sizes.items() if _is_wanted(kind, name)}
+    return Offer(ref, repo, str(listing.sha), kind, wanted)
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 
 from shared.errors import AigcError, JobFailed, ModelRejected
+from shared.models_file import ModelsFile, NamedModel
 from shared.scheduling import Memory, ModelKey
 from shared.services import is_remote
 from shared.settings import Settings
 from shared.tasks.adapters import Role, of_lane
-from workers.footprint import MB, Footprint, expected, host_room, room
+from workers.catalogue import device_for, find, plan_for
+from workers.footprint import MB, Footprint, host_room, room
 from workers.generators import Device, Generator, ModelFiles, NotNow
-from workers.model_files import resolve, resolve_adapter
+from workers.model_files import resolve_adapter
+from workers.needs import Needs, TooBig
 from workers.pinned import free_cached, out_of_memory
 from workers.worth import Worth
 
@@ -44,6 +47,8 @@ class SetAside(JobFailed):
     def __init__(self, error: JobFailed, for_s: float) -> None:
         #: seconds until this worker tries again
         self.for_s = for_s
+        #: what the model takes, where it is too big for this worker; one with more memory may have it at once
+        self.need = error.need if isinstance(error, TooBig) else None
         super().__init__(error.code, error.message, retryable=True)
 
 
@@ -56,6 +61,8 @@ class _Failure:
     pause_s: float
     #: first of the failures without a success between them, in seconds since 1970
     since: float
+    #: what stood under its name then, if that is an alias
+    named: NamedModel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,10 @@ class Resident:
     bytes: int = 0
     #: when it came into memory, by the monotonic clock
     loaded_at: float = 0.0
+    #: where it computes
+    device: Device = field(default_factory=lambda: Device("cpu", "float32"))
+    #: what stood under its name when it was loaded, if that is an alias
+    named: NamedModel | None = None
     #: what jobs have named beside it, by role and name, each as it was found
     beside: dict[tuple[Role, str], tuple[ModelFiles, _Stamp]] = field(default_factory=dict)
 
@@ -78,10 +89,18 @@ class Residency:
     One thread at a time loads and drops; `models`, `memory` and `expect` may be called from another one meanwhile.
     """
 
-    def __init__(self, settings: Settings, device: Callable[[], Device]) -> None:
-        """`device` is asked on the first load of a model: it may import torch."""
+    def __init__(
+        self, settings: Settings, device: Callable[[], Device], models: Callable[[], ModelsFile] = ModelsFile
+    ) -> None:
+        """`device` is asked on the first load of a model: it may import torch. `models` is what the operator says.
+
+        A model whose alias comes to stand for something else is loaded anew when it is wanted next.
+        """
         self._settings = settings
         self._device = device
+        self._models = models
+        #: what models take
+        self.needs = Needs(settings)
         self._resident: dict[ModelKey, Resident] = {}
         self._parked: dict[ModelKey, Resident] = {}
         self._remote: dict[ModelKey, Resident] = {}
@@ -93,7 +112,8 @@ class Residency:
     @property
     def models(self) -> set[str]:
         """References of the models in memory."""
-        return {model for _, model in list(self._resident) if model}
+        said = self._models()
+        return {key[1] for key, one in list(self._resident.items()) if key[1] and one.named == said.get(key[1])}
 
     def memory(self, current: int | None) -> Memory:
         """What the scheduler has to know; `current` is the lane that was served last."""
@@ -133,10 +153,11 @@ class Residency:
         return set(self._recent(passing_only=True))
 
     def _recent(self, *, passing_only: bool) -> list[tuple[str, str]]:
-        clock = time.monotonic()
+        clock, said = time.monotonic(), self._models()
         return [
-            key for key, failure in self._failures.items()
+            key for key, failure in list(self._failures.items())
             if failure.until > clock and (isinstance(failure.error, SetAside) or not passing_only)
+            and failure.named == said.get(key[1])
         ]  # fmt: skip
 
     def get(self, task: str, model: str) -> Resident:
@@ -146,7 +167,8 @@ class Residency:
         `RequestError` if this worker is set up wrongly.
         """
         key = (task, model)
-        if is_remote(model):
+        self._forget_what_changed(key)
+        if self._is_remote(model):
             return self._asked(key)
         if key not in self._resident:
             self._resident[key] = self._had(key)
@@ -178,8 +200,12 @@ class Residency:
         """A model that is of no use for a while, as its generator says: its jobs wait, like one that cannot be had."""
         later = SetAside(error, error.for_s)
         until = time.monotonic() + error.for_s
-        self._failures[task, model] = _Failure(later, until, SET_ASIDE_S / 2, error.since)
+        self._failures[task, model] = _Failure(later, until, SET_ASIDE_S / 2, error.since, self._models().get(model))
         return later
+
+    def _is_remote(self, model: str) -> bool:
+        named = self._models().get(model)
+        return is_remote(model if named is None else named.reference)
 
     def _asked(self, key: ModelKey) -> Resident:
         """A remote model is in nobody's memory, and takes the place of none."""
@@ -212,13 +238,29 @@ class Residency:
         self._failures.pop(key, None)
         return resident
 
+    def _forget_what_changed(self, key: ModelKey) -> None:
+        """The operator has given this alias another meaning: what is known of it concerns another model."""
+        named = self._models().get(key[1])
+        for held in (self._resident, self._parked, self._remote):
+            if key in held and held[key].named != named:
+                _unload(key, held.pop(key))
+                if held is not self._remote:
+                    gc.collect()
+                    free_cached(self._device().name)
+                self.needs.forget(key)
+        if key in self._failures and self._failures[key].named != named:
+            del self._failures[key]
+            self.needs.forget(key)
+
     def _noted(self, key: ModelKey, error: JobFailed, *, charged: bool = False) -> JobFailed:
         """Remember a failure; what may pass and is nobody's fault becomes `SetAside`."""
         known = self._failures.get(key)
         pause_s = min(known.pause_s * 2, MAX_SET_ASIDE_S) if known else SET_ASIDE_S
-        until = time.monotonic() + pause_s
+        if isinstance(error, TooBig):  # it does not shrink
+            pause_s = MAX_SET_ASIDE_S
+        until, since = time.monotonic() + pause_s, known.since if known else time.time()
         later = SetAside(error, pause_s) if error.retryable else error
-        self._failures[key] = _Failure(later, until, pause_s, known.since if known else time.time())
+        self._failures[key] = _Failure(later, until, pause_s, since, self._models().get(key[1]))
         return error if charged else later
 
     def _load_with_room(self, task: str, model: str) -> Resident:
@@ -242,19 +284,24 @@ class Residency:
         key = (task, model)
         if key in self._parked:
             return self._brought_back(key)
-        files = resolve(model, settings=self._settings) if model else None
+        if not model:
+            return Resident(_generator_for(task, None).load(None, Device("cpu", "float32")), None, 0, time.monotonic())
+        said = self._models()
+        named = said.get(model)
+        if self._is_remote(model):
+            asked, nowhere = find(model, settings=self._settings, models=said), Device("remote", "")
+            made = _generator_for(task, asked).load(asked, nowhere)
+            return Resident(made, asked, 0, time.monotonic(), nowhere, named)
+        device, plan = device_for(named, self._device()), plan_for(named)
+        files = find(
+            model, settings=self._settings, models=said,
+            judge=lambda offer: self.needs.judge(key, offer, device, plan),
+        )  # fmt: skip
         generator_class = _generator_for(task, files)
-        if files is not None and files.service is not None:
-            return Resident(generator_class.load(files, Device("remote", "")), files, 0, time.monotonic())
-        if files is None:
-            return Resident(generator_class.load(None, Device("cpu", "float32")), None, 0, time.monotonic())
         if unheeded := sorted(files.memory.asked - generator_class.heeds):
             message = f"{model} is set to {', '.join(unheeded)}, which has no effect on what does {task}: leave it out"
             raise ModelRejected("memory_unsupported", message)
-        device = self._device()
-        if files.memory.dtype is not None and device.name != "cpu":
-            device = replace(device, dtype=files.memory.dtype)
-        estimate = expected(files, device)
+        estimate = self.needs.estimate(key, files, device)
         self._make_room(estimate)
         footprint, started = Footprint(device), time.monotonic()
         generator = generator_class.load(files, device)
@@ -262,8 +309,9 @@ class Residency:
         # On a CPU weights may be mapped: they count before they are read.
         size = footprint.grown() if device.name != "cpu" else max(estimate, footprint.grown())
         self._load_s[key] = took
+        self.needs.measured(key, files, device, size)
         log.info("loaded %s (%s, %.0f MB) in %.1f s", model, files.revision[:19], size / MB, took)
-        return Resident(generator, files, size, clock)
+        return Resident(generator, files, size, clock, device, named)
 
     def _brought_back(self, key: ModelKey) -> Resident:
         # Out of the way first: what has to leave the device may take its place. Should it fail half-way, it is nowhere,
@@ -275,7 +323,7 @@ class Residency:
         clock = time.monotonic()
         self._load_s[key] = clock - started
         log.info("brought %s back from the host's memory in %.2f s", key[1], clock - started)
-        return Resident(parked.generator, parked.files, parked.bytes, clock)
+        return replace(parked, loaded_at=clock)
 
     # --- room ---
 
@@ -355,6 +403,18 @@ def _stamp(files: ModelFiles) -> _Stamp:
 def _unload(key: ModelKey, resident: Resident) -> None:
     resident.generator.unload()
     log.info("dropped %s from memory", key[1] or "a generator")
+
+
+def served_by(files: ModelFiles) -> dict[str, str]:
+    """The tasks that a model can do, by what its files say, and the generator of each."""
+    tasks = {point.name.partition(".")[0] for point in entry_points(group="aigc.generators")}
+    found: dict[str, str] = {}
+    for task in sorted(tasks):
+        try:
+            found[task] = _generator_for(task, files).__name__
+        except (JobFailed, ImportError):
+            continue
+    return found
 
 
 def _generator_for(task: str, files: ModelFiles | None) -> type[Generator]:

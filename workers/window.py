@@ -68,6 +68,8 @@ class Window:
         if self._beside:
             self._maker["adapters"] = {name: files.revision for name, files in sorted(self._beside.items())}
         self._record = {**self._maker, "device": device.name}
+        if resident.files and resident.files.stands_for:
+            self._record["stands_for"] = resident.files.stands_for
         self._most = self._generator.microbatch or around.microbatch
         self._may_stream = type(self._generator).streams is not Generator.streams
         #: jobs that have no outcome

@@ -28,12 +28,14 @@ from workers.claims import Claims, Taken
 from workers.costs import Costs
 from workers.depot import Depot
 from workers.finisher import Finisher, FinisherBroken
+from workers.footprint import capacity
 from workers.generators import Device, NotNow
 from workers.inputs import Inputs
 from workers.memory import Growth
+from workers.operator_models import OperatorModels, leave_word
 from workers.pinned import pinned_device
 from workers.pulse import Pulse
-from workers.residency import Residency, Resident, SetAside
+from workers.residency import Residency, SetAside
 from workers.rest import Rest
 from workers.session import Session, Stopping
 from workers.steps import Surroundings
@@ -62,7 +64,8 @@ class Worker:
         """Connects to nothing yet: a part that is away when a worker starts is waited for like any other time.
 
         `on_drain` is called when an operator wants this worker to end (default: it asks itself to stop); `abort` ends
-        the process at once, with a status, when nothing good can come of it any more.
+        the process at once, with a status, when nothing good can come of it any more. Raises `RequestError` if the
+        operator's `models.toml` is wrong.
         """
         self._settings = settings
         self._device_label = device
@@ -85,7 +88,8 @@ class Worker:
         self._untidy = False
         self._device: Device | None = None
         self._inputs = Inputs(settings, self._db, self._depot)
-        self._residency = Residency(settings, self._pinned)
+        self._models = OperatorModels(settings)
+        self._residency = Residency(settings, self._pinned, self._models)
         self._ceilings, self._costs = Ceilings(), Costs()
         self._claims = Claims(self._db, settings, queues, self._costs.seconds)
         self._growth = Growth(settings.memory_growth_mb * 2**20)
@@ -148,7 +152,7 @@ class Worker:
         finally:
             self._notice_if_stuck(taken)
         if self._session is not None:
-            self._session.say("set_aside", self._residency.set_aside or None)
+            leave_word(self._session, self._residency, self._models)
 
     def sit_out_rest(self) -> None:
         """Return once claims do not rest any more, or this worker is to end."""
@@ -230,8 +234,12 @@ class Worker:
                 buffer_mb=self._settings.buffer_mb,
             )  # fmt: skip
             self._ahead = Ahead(
-                self._claims, self._residency, self._session, self._inputs, lambda: self._ending or self._resting
-            )
+                self._db, self._claims, self._residency, self._session, self._inputs,
+                refused=self._models.refused, ending=lambda: self._ending or self._resting,
+            )  # fmt: skip
+            device = self._pinned()
+            self._session.say("memory", {"bytes": capacity(self._settings, device), "dtype": device.dtype})
+            leave_word(self._session, self._residency, self._models)
         elif self._untidy:
             self._return_leftovers()
         self._untidy = False
@@ -297,12 +305,6 @@ class Worker:
             self._device = pinned_device(self._settings)
         return self._device
 
-    def _computes(self, resident: Resident) -> Device:
-        """Where a model computes, for the record."""
-        if resident.files is None:
-            return Device("cpu", "float32")
-        return self._pinned() if resident.files.service is None else Device("remote", "")
-
     # --- one window ---
 
     def _claim(self, session: Session, finisher: Finisher) -> Sequence[ClaimedJob] | None:
@@ -330,16 +332,17 @@ class Worker:
             beside = self._residency.beside(first.task, first.model, first.adapters)
             self._pulse.rest()
             session.say("models", sorted(self._residency.models))
-            device = self._computes(resident)
             around = Surroundings(
                 self._db, session, finisher, self._pulse, self._ceilings, self._costs, ahead,
                 self._inputs, self._depot.get,
                 self._notice_growth, lambda: self._resting, self._settings.microbatch, self._settings.stall_s,
             )  # fmt: skip
-            window = Window(around, resident, device, beside)
+            window = Window(around, resident, resident.device, beside)
             window.run(taken)
         except SetAside as error:
-            reason, delay_s, code = error.message, error.for_s, error.code
+            reason, code = error.message, error.code
+            # A worker with more memory need not wait for this one, and no job fails for want of such a worker.
+            delay_s, counted = (error.for_s, True) if error.need is None else (0.0, False)
         except NotNow as error:
             later = self._residency.put_aside(first.task, first.model, error)
             reason, delay_s, code, counted = later.message, later.for_s, later.code, False
@@ -360,7 +363,7 @@ class Worker:
             raise
         finally:
             self._pulse.rest()
-            session.say("set_aside", self._residency.set_aside or None)
+            leave_word(session, self._residency, self._models)
             held = session.held(left if window is None else window.unfinished())
             self._give_back(session, held, reason, delay_s=delay_s, code=code, counted=counted)
             self._inputs.keep_only(id_ for id_, _ in session.all_held())

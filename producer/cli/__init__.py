@@ -45,9 +45,9 @@ class _Out(io.FileIO):
 def main() -> None:
     """Entry point: a user's mistake gets a sentence and an exit status, a defect of ours its traceback."""
     _prepare_streams()
-    from producer.cli import looking, running, steering, submitting
+    from producer.cli import looking, models, running, steering, submitting
 
-    for module in (running, submitting, looking, steering):
+    for module in (running, submitting, looking, models, steering):
         module.add_to(app)
     try:
         try:

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: status, watch, list, results, why, events, tasks, models."""
+"""Commands that look and change nothing: status, watch, list, results, why, events, tasks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: aigc why b06h02w6d7ara8a9n-17")(why)
     app.command(epilog="Example: aigc events spring --after 120")(events)
     app.command(epilog="Example: aigc tasks text-generation")(tasks)
-    app.command(epilog="Example: aigc models")(models)
 
 
 def status(
@@ -245,20 +244,3 @@ def tasks(
                 )
                 show(f"  {field}: {about.description or ''} ({default})")
         show(f"  example: {json_module.dumps(dict(task.example), ensure_ascii=False)}")
-
-
-def models(json: bool = JSON_OPTION) -> None:
-    """Models that ship with aigc, and those in the workers' memory."""
-    from producer.client import Client
-    from shared.starters import starter_folders
-
-    starters = [f"starter/{name}" for name in sorted(starter_folders())]
-    loaded = sorted({model for worker in Client().workers() for model in worker.condition.get("models", [])})
-    if json:
-        show_json({"starters": starters, "loaded": loaded})
-        return
-    for model in starters:
-        show(model)
-    for model in loaded:
-        show(f"{model}  (in memory)")
-    show("any hub id (gpt2, org/name@revision) or local folder works too")

@@ -15,6 +15,7 @@ from producer.cli.hints import why_nothing_runs
 from shared.errors import InvalidJobs, RequestError
 
 if TYPE_CHECKING:
+    from producer.aliases import Aliases
     from producer.client import Batch, Client
     from producer.gateway import Gateway
     from producer.inputs import Inputs
@@ -62,6 +63,7 @@ def submit(
     json: bool = JSON_OPTION,
 ) -> None:
     """Submit a file of jobs as one batch; prints the batch's id."""
+    from producer.aliases import Aliases
     from producer.client import Client
     from producer.inputs import Inputs
     from shared.settings import load_settings
@@ -79,7 +81,8 @@ def submit(
     defaults = Client.defaults(task=task, model=model, params=params, queue=queue, priority=priority, cache=cache)
     reached = functools.cache(lambda: Client(settings))  # a dry run without files needs no database
     inputs = Inputs(lambda: reached().gateway, send=not dry_run)
-    with _checked(file, format, settings, defaults, inputs, skip_invalid=skip_invalid) as spool:
+    aliases = Aliases(settings, lambda: {} if dry_run else reached().gateway.aliases())
+    with _checked(file, format, settings, defaults, inputs, aliases, skip_invalid=skip_invalid) as spool:
         if dry_run:
             _show_plan(spool, json=json)
             return
@@ -97,7 +100,14 @@ def submit(
 
 
 def _checked(
-    file: str, format: str | None, settings: Settings, defaults: Defaults, inputs: Inputs, *, skip_invalid: bool
+    file: str,
+    format: str | None,
+    settings: Settings,
+    defaults: Defaults,
+    inputs: Inputs,
+    aliases: Aliases,
+    *,
+    skip_invalid: bool,
 ) -> Spool:
     """The file's jobs, validated; says what was left out."""
     from producer.client import open_source
@@ -111,7 +121,9 @@ def _checked(
     with open_source(sys.stdin.buffer if file == "-" else file) as stream:
         items = from_stream(stream, format or guess_format(file), defaults)  # type: ignore[arg-type]
         try:
-            spool = fill_spool(items, settings.spool_dir, inputs=inputs, skip_invalid=skip_invalid, report=report)
+            spool = fill_spool(
+                items, settings.spool_dir, inputs=inputs, aliases=aliases, skip_invalid=skip_invalid, report=report
+            )
         except InvalidJobs as error:
             if error.count > 20:
                 note(f"all problems are listed in {report}")

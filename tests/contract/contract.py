@@ -137,7 +137,7 @@ def moving_pixels(body: bytes) -> np.ndarray:
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
-    """Texts and facts equal; pictures and videos within 2/255, sounds within 1/1000, or what lossy coding makes of it."""
+    """Texts and facts equal; pictures within 2/255, sounds within 1/1000, or what lossy coding makes of them."""
     assert isinstance(one, Done)
     assert isinstance(other, Done)
     assert [output.facts for output in one.outputs] == [output.facts for output in other.outputs]

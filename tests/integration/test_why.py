@@ -143,6 +143,40 @@ def test_its_model_cannot_be_loaded(client: Client, db: Database, both_shapes: b
     assert "something else" not in said
 
 
+GB = 2**30
+
+
+def sized(db: Database, name: str, memory: float, need: float | None = None, *, dtype: str = "bfloat16") -> str:
+    """A worker with so many GB; with `need`, it has looked at the model, which takes so many."""
+    known = {"bytes": int((need or 0) * GB), "has": int(memory * GB), "dtype": dtype, "on_host": False}
+    needs = {} if need is None else {"needs": {"org/big for text-generation": known}}
+    return worker(db, name, memory={"bytes": int(memory * GB), "dtype": dtype}, **needs)
+
+
+def test_its_model_is_too_big_for_every_device(client: Client, db: Database) -> None:
+    job = {"task": "text-generation", "model": "org/big", "params": {"prompt": "x"}, "queue": "cpu"}
+    batch = client.submit([job]).id
+    sized(db, "a:0", 24, 40)
+    assert client.why(f"{batch}-1") == (
+        "It is too big for every device: org/big needs about 40 GB of memory; the largest device of queue 'cpu' has "
+        "24 GB (a:0). It waits for a worker with more memory. A smaller model would do, or one whose operator sets "
+        "`quantization` or `offload` for it in models.toml."
+    )
+    # One that has not looked yet is known by its memory, if it computes in the same numbers.
+    sized(db, "b:0", 32)
+    assert "the largest device of queue 'cpu' has 32 GB (b:0)" in client.why(f"{batch}-1")
+    other = sized(db, "c:cpu", 16, dtype="float32")
+    said = client.why(f"{batch}-1")
+    assert said.startswith("2 of 3 workers cannot take it: a:0 has 24 GB of memory, and org/big needs about 40 GB; b:0")
+    assert "It is next" in said
+    jobs.close_session(db, other)
+    sized(db, "d:0", 80)
+    assert client.why(f"{batch}-1").startswith("2 of 3 workers cannot take it: ")
+    # Jobs of other models are none of it.
+    small = client.submit([{**job, "model": "org/small"}]).id
+    assert client.why(f"{small}-1").startswith("1 job stands before it")
+
+
 def test_workers_that_drain_are_silent_or_cannot_store(client: Client, db: Database) -> None:
     batch = submitted(client)
     draining, silent = worker(db, "a:cpu"), worker(db, "b:cpu")

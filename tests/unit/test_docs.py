@@ -18,7 +18,7 @@ import typer
 
 import aigc
 import shared.jobs
-from producer.cli import looking, running, steering, submitting
+from producer.cli import looking, models, running, steering, submitting
 from producer.requests import JOB_KEYS, Invalid, validate
 from shared.counters import ranges
 from shared.ids import batch_of, job_id, new_batch_id
@@ -100,7 +100,7 @@ def test_tests_that_are_named_as_guards_exist(page: Path) -> None:
 @pytest.fixture(scope="module")
 def commands() -> dict[str, Any]:
     app = typer.Typer()
-    for module in (running, submitting, looking, steering):
+    for module in (running, submitting, looking, models, steering):
         module.add_to(app)
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 

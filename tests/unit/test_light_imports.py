@@ -58,9 +58,9 @@ def test_help_of_aigc_waits_for_nothing_that_commands_need() -> None:
 
 
 def test_help_of_every_command_loads_nothing_heavy() -> None:
-    from producer.cli import app, looking, running, steering, submitting
+    from producer.cli import app, looking, models, running, steering, submitting
 
-    for module in (running, submitting, looking, steering):
+    for module in (running, submitting, looking, models, steering):
         module.add_to(app)
     registered = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
     assert registered == set(COMMANDS), "a command that this test does not know"

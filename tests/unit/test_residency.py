@@ -13,8 +13,9 @@ from typing import Any, Self
 import pytest
 
 from shared.errors import JobFailed
+from shared.models_file import MemoryWishes, ModelsFile, NamedModel
 from shared.settings import Settings
-from workers import footprint, residency
+from workers import footprint, needs, residency
 from workers.generators import Device, Generator, ModelFiles, Outcome, Run, Work
 from workers.residency import Residency, SetAside
 
@@ -25,6 +26,7 @@ class Imagined(Generator):
     """Takes as many megabytes as its folder says; counts what is done to it."""
 
     taken: dict[str, int] = {}  # noqa: RUF012
+    devices: list[Device] = []  # noqa: RUF012
     parks = True
     loads: list[str] = []  # noqa: RUF012
 
@@ -35,6 +37,7 @@ class Imagined(Generator):
     def load(cls, files: ModelFiles | None, device: Device) -> Self:
         assert files is not None
         cls.loads.append(files.folder.name)
+        cls.devices.append(device)
         made = cls(files.folder.name, int(files.config["megabytes"]))
         cls.taken[made.name] = made.size
         return made
@@ -65,11 +68,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[Imagined]:
         def grown(self) -> int:
             return (sum(Imagined.taken.values()) - self.before) * MB
 
-    Imagined.taken, Imagined.loads, Imagined.parks = {}, [], True
+    Imagined.taken, Imagined.loads, Imagined.parks, Imagined.devices = {}, [], True, []
     monkeypatch.setattr(residency, "_generator_for", lambda task, files: Imagined)
     monkeypatch.setattr(residency, "Footprint", Measured)
     monkeypatch.setattr(residency, "room", lambda *_: (1000 - sum(Imagined.taken.values())) * MB)
     monkeypatch.setattr(residency, "free_cached", lambda device: None)
+    monkeypatch.setattr(needs, "capacity", lambda *_: 1000 * MB)
     return Imagined
 
 
@@ -83,9 +87,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def held(settings: dict[str, Any], device: str = "cuda:0") -> Residency:
+def held(settings: dict[str, Any], device: str = "cuda:0", models: dict[str, NamedModel] | None = None) -> Residency:
     made = {"resident_models": 8, "parked_mb": 900, **settings}
-    return Residency(Settings(_env_file=None, **made), lambda: Device(device, "float32"))
+    said = {} if models is None else models
+    return Residency(Settings(_env_file=None, **made), lambda: Device(device, "float32"), lambda: ModelsFile(said))
 
 
 def names(models: set[str]) -> list[str]:
@@ -205,3 +210,95 @@ def test_clearing_frees_what_is_parked_too(gpu: type[Imagined], folder: Path) ->
     assert gpu.taken == {}
     ours.get("task", str(folder / "a"))
     assert gpu.loads == ["a", "b", "a"]
+
+
+# --- what the operator says ---
+
+
+def test_an_alias_is_loaded_in_its_number_type_and_kept_under_its_name(gpu: type[Imagined], folder: Path) -> None:
+    named = NamedModel("ours", str(folder / "a"), dtype="float16", memory=MemoryWishes(vae_tiling=True))
+    ours = held({"models_allowed": "nothing/*"}, models={"ours": named})
+    found = ours.get("task", "ours")
+    assert found.files is not None
+    assert (found.files.ref, found.files.stands_for) == ("ours", str(folder / "a"))
+    assert found.files.memory == MemoryPlan(vae_tiling=True)
+    assert found.device == gpu.devices[0] == Device("cuda:0", "float16")
+    assert ours.models == {"ours"}
+    with pytest.raises(JobFailed, match="model_not_allowed"):
+        ours.get("task", str(folder / "a"))
+
+
+def test_on_a_cpu_every_model_is_float32(gpu: type[Imagined], folder: Path) -> None:
+    named = NamedModel("ours", str(folder / "a"), dtype="float16")
+    assert held({}, device="cpu", models={"ours": named}).get("task", "ours").device.dtype == "float32"
+
+
+def test_an_alias_that_comes_to_mean_another_model_is_loaded_anew(gpu: type[Imagined], folder: Path) -> None:
+    said = {"ours": NamedModel("ours", str(folder / "a")), "other": NamedModel("other", str(folder / "c"))}
+    ours = held({}, models=said)
+    ours.get("task", "ours")
+    ours.get("task", "other")
+    said["ours"] = NamedModel("ours", str(folder / "b"))
+    assert ours.models == {"other"}
+    ours.get("task", "ours")
+    ours.get("task", "other")
+    assert gpu.loads == ["a", "c", "b"]
+    assert sorted(gpu.taken) == ["b", "c"]
+
+
+def test_a_model_that_failed_is_tried_again_once_its_alias_has_changed(gpu: type[Imagined], folder: Path) -> None:
+    said = {"ours": NamedModel("ours", str(folder / "nowhere"))}
+    ours = held({}, models=said)
+    with pytest.raises(JobFailed, match="model_not_found"):
+        ours.get("task", "ours")
+    assert list(ours.set_aside) == ["ours for task"]
+    said["ours"] = NamedModel("ours", str(folder / "a"))
+    assert ours.set_aside == {}
+    assert ours.get("task", "ours").files is not None
+
+
+def test_the_digest_that_is_pinned_has_to_be_that_of_the_files(gpu: type[Imagined], folder: Path) -> None:
+    said = {"ours": NamedModel("ours", str(folder / "a"))}
+    ours = held({}, models=said)
+    found = ours.get("task", "ours").files
+    assert found is not None
+    said["ours"] = NamedModel("ours", str(folder / "a"), revision=found.revision)
+    ours.get("task", "ours")
+    said["ours"] = NamedModel("ours", str(folder / "a"), revision="sha256:0123456789abcdef")
+    with pytest.raises(JobFailed, match=f"model_changed: .* have the digest {found.revision}, and models.toml pins"):
+        ours.get("task", "ours")
+
+
+# --- too big ---
+
+
+def test_what_is_too_big_is_not_tried_and_drops_nothing(gpu: type[Imagined], folder: Path) -> None:
+    (folder / "huge").mkdir()
+    (folder / "huge" / "config.json").write_text(json.dumps({"architectures": ["X"], "megabytes": 2000}))
+    with (folder / "huge" / "model.safetensors").open("wb") as weights:
+        weights.truncate(2000 * MB)
+    ours, huge = held({}), str(folder / "huge")
+    ours.get("task", str(folder / "a"))
+    with pytest.raises(SetAside, match=r"needs about 2\.1 GB of memory, and this worker has 1\.0 GB") as error:
+        ours.get("task", huge)
+    assert error.value.code == "model_too_big"
+    assert error.value.need is not None
+    assert error.value.for_s == residency.MAX_SET_ASIDE_S
+    assert names(ours.models) == ["a"]
+    assert gpu.loads == ["a"]
+    assert ours.set_aside_for_now == {("task", huge)}
+    assert ours.needs.told[f"{huge} for task"]["has"] == 1000 * MB
+
+
+def test_room_is_made_for_what_was_measured(gpu: type[Imagined], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.parks = False
+    (folder / "a" / "config.json").write_text(json.dumps({"architectures": ["X"], "megabytes": 700}))
+    ours = held({})
+    ours.get("task", str(folder / "a"))  # its files say 400: it takes 700
+    ours.get("task", str(folder / "big"))
+    ours.get("task", str(folder / "b"))
+    asked: list[int] = []
+    make_room = Residency._make_room
+    monkeypatch.setattr(Residency, "_make_room", lambda self, size: (asked.append(size), make_room(self, size)))
+    ours.get("task", str(folder / "a"))
+    assert asked == [700 * MB]

@@ -68,6 +68,8 @@ class ModelFiles:
     weights: Path | None = None
     #: how it is to be held in memory
     memory: MemoryPlan = field(default_factory=MemoryPlan)
+    #: where the job names it by an alias of the operator's: what that stands for
+    stands_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
