@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import string
 from pathlib import Path
 from typing import Any
 
-from tiny_models.building import WORDS, cached, save_clip_tokenizer, save_tokenizer
+from tiny_models.building import cached, save_clip_tokenizer, save_tokenizer
 
 
 def _t5_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """In which each letter is a token: one that is trained comes out differently each time."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import T5TokenizerFast
 
-    raw = Tokenizer(models.Unigram())
+    marks = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    raw = Tokenizer(models.Unigram([(mark, -float(place)) for place, mark in enumerate(marks)], unk_id=2))
     raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
-    raw.train_from_iterator([WORDS], trainer)
     return T5TokenizerFast(tokenizer_object=raw, extra_ids=0, model_max_length=512)
 
 
@@ -143,10 +143,13 @@ def _wan_parts(size: int, *, channels: int, seed: int, **more: Any) -> dict[str,
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
     torch.manual_seed(seed)
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    with torch.no_grad():
+        vae.decoder.conv_out.weight *= 20  # else there is hardly anything to be seen
     return {
-        "vae": AutoencoderKLWan(
-            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
-        ),
+        "vae": vae,
         "transformer": WanTransformer3DModel(
             patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=16,
             text_dim=32, freq_dim=256, ffn_dim=32, num_layers=1, cross_attn_norm=True,

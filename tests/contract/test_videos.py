@@ -38,8 +38,9 @@ def of_pictures() -> type[Generator]:
 
 
 @pytest.fixture
-def wan(load: Callable[..., Generator]) -> Any:
-    return load(of_words(), tiny_models.wan)
+def cog(load: Callable[..., Generator]) -> Any:
+    """Of the tiny models the one whose videos have the most in them."""
+    return load(of_words(), tiny_models.cogvideox)
 
 
 @pytest.fixture
@@ -69,11 +70,11 @@ def error_of(outcome: Outcome) -> str:
     return f"{outcome.error.code}: {outcome.error.message}"
 
 
-HAT = {"prompt": "a hat", "width": 32, "height": 16, "num_frames": 5, "fps": 10}
+HAT = {"prompt": "a hat", "width": 32, "height": 16, "num_frames": 9, "fps": 10}
 
 
-def test_a_job_becomes_videos_with_a_poster_and_a_preview_of_each(wan: Any) -> None:
-    outcome = film(wan, "text-to-video", 40, num_videos=2, **HAT)
+def test_a_job_becomes_videos_with_a_poster_and_a_preview_of_each(cog: Any) -> None:
+    outcome = film(cog, "text-to-video", 40, num_videos=2, **HAT)
     parts = [(each["part"], each["seed"]) for each in facts(outcome)]
     assert parts == [
         ("video", 40), ("video", 41), ("poster", 40), ("preview", 40), ("poster", 41), ("preview", 41)
@@ -85,41 +86,39 @@ def test_a_job_becomes_videos_with_a_poster_and_a_preview_of_each(wan: Any) -> N
 
 
 @pytest.mark.parametrize("form", ["mp4", "webm", "webp", "gif"])
-def test_each_file_is_what_its_facts_say(wan: Any, form: str) -> None:
-    outcome = film(wan, "text-to-video", 40, **HAT | {"format": form, "preview": "gif"})
+def test_each_file_is_what_its_facts_say(cog: Any, form: str) -> None:
+    outcome = film(cog, "text-to-video", 40, **HAT | {"format": form, "preview": "gif"})
     video, poster, preview = facts(outcome)
     body, still, small = bodies(outcome)
     assert video == {
-        "part": "video", "width": 32, "height": 16, "frames": 5, "fps": 10, "seconds": 0.5, "format": form, "seed": 40
+        "part": "video", "width": 32, "height": 16, "frames": 9, "fps": 10, "seconds": 0.9, "format": form, "seed": 40
     }  # fmt: skip
-    assert moving_pixels(body).shape == (5, 16, 32, 3)
+    assert moving_pixels(body).shape == (9, 16, 32, 3)
     if form in ("mp4", "webm"):
         with av.open(io.BytesIO(body)) as container:
             stream = container.streams.video[0]
             assert (stream.width, stream.height, stream.average_rate) == (32, 16, 10)
-            assert container.duration == pytest.approx(500_000, abs=1000)
+            assert container.duration == pytest.approx(900_000, abs=1000)
     assert (poster["width"], poster["height"], poster["format"]) == (32, 16, "jpeg")
     assert pixels(still).shape == (16, 32, 3)
-    assert preview["frames"] == len(moving_pixels(small)) == 5
+    assert preview["frames"] == len(moving_pixels(small)) == 9
     # The poster is the first frame: they differ by what their coding loses, and other videos by more.
-    other = bodies(film(wan, "text-to-video", 41, **HAT | {"format": form, "preview": "none"}))[1]
+    other = bodies(film(cog, "text-to-video", 41, **HAT | {"format": form, "preview": "none"}))[1]
     near, far = (np.abs(moving_pixels(body)[0] - pixels(each)).mean() for each in (still, other))
-    assert near < far
+    assert near < far / 2
 
 
-def test_a_video_is_that_of_a_direct_call(wan: Any) -> None:
+def test_a_video_is_that_of_a_direct_call(cog: Any) -> None:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(wan._files.folder)
+    pipe = DiffusionPipeline.from_pretrained(cog._files.folder)
     pipe.set_progress_bar_config(disable=True)
     rng = torch.Generator().manual_seed(7)
     direct = pipe(
-        "a hat", width=32, height=16, num_frames=5, num_inference_steps=2, generator=rng, output_type="np"
+        "a hat", width=32, height=16, num_frames=9, num_inference_steps=2, generator=rng, output_type="np"
     ).frames[0]
-    poster = pixels(bodies(film(wan, "text-to-video", 7, **HAT))[1])
-    assert np.abs(direct[0] * 255 - poster).mean() < 8
-    [made] = wan._made(wan._given([_video(job("text-to-video", 7, **HAT))]))
+    [made] = cog._made(cog._given([_video(job("text-to-video", 7, **HAT))]))
     assert np.abs(direct * 255 - made.frames).max() <= 1
 
 
@@ -129,8 +128,8 @@ def _video(work: Work) -> Any:
     return Video(work, 0)
 
 
-def test_a_file_says_how_it_was_made_and_makes_it_again(wan: Any, tmp_path: Path) -> None:
-    outcome = film(wan, "text-to-video", 6, num_videos=2, negative_prompt="red", **HAT)
+def test_a_file_says_how_it_was_made_and_makes_it_again(cog: Any, tmp_path: Path) -> None:
+    outcome = film(cog, "text-to-video", 6, num_videos=2, negative_prompt="red", **HAT)
     assert isinstance(outcome, Done)
     made = bodies(outcome)
     (tmp_path / "x.mp4").write_bytes(made[1])
@@ -138,9 +137,9 @@ def test_a_file_says_how_it_was_made_and_makes_it_again(wan: Any, tmp_path: Path
     record = read_parameters(tmp_path / "x.mp4")
     assert read_poster(tmp_path / "x.jpeg") == record
     assert (record["task"], record["model"], record["seed"], record["video"]) == (
-        "text-to-video", wan._files.ref, 7, 1
+        "text-to-video", cog._files.ref, 7, 1
     )  # fmt: skip
-    again = film(wan, "text-to-video", record["seed"], **record["params"] | {"num_videos": 1})
+    again = film(cog, "text-to-video", record["seed"], **record["params"] | {"num_videos": 1})
     assert np.abs(moving_pixels(bodies(again)[0]) - moving_pixels(made[1])).mean() <= 3
 
 
@@ -263,29 +262,29 @@ def test_chunks_of_frames_never_hold_two_videos(svd: Any) -> None:
     assert [len(share) for share in svd.cut(across, 8)] == [1, 1, 1]
 
 
-def test_numbers_that_overflow_fail_the_job_and_say_what_to_do(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_overflow_fail_the_job_and_say_what_to_do(cog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    decode = wan._pipe.vae.decode
-    monkeypatch.setattr(wan._pipe.vae, "decode", lambda *a, **k: (torch.full_like(decode(*a, **k)[0], torch.nan),))
-    assert "numerics: the model's numbers overflowed" in error_of(film(wan, "text-to-video", **HAT))
+    decode = cog._pipe.decode_latents
+    monkeypatch.setattr(cog._pipe, "decode_latents", lambda latents: torch.full_like(decode(latents), torch.nan))
+    assert "numerics: the model's numbers overflowed" in error_of(film(cog, "text-to-video", **HAT))
 
 
-def test_a_pipeline_without_callbacks_is_stopped_between_its_steps_too(wan: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(wan, "_accepts", {n: p for n, p in wan._accepts.items() if n != "callback_on_step_end"})
+def test_a_pipeline_without_callbacks_is_stopped_between_its_steps_too(cog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(cog, "_accepts", {n: p for n, p in cog._accepts.items() if n != "callback_on_step_end"})
     run = FakeRun(stop_at=2)
     with pytest.raises(Stop):
-        list(wan.generate([job("text-to-video", **HAT | {"num_inference_steps": 4})], run))
+        list(cog.generate([job("text-to-video", **HAT | {"num_inference_steps": 4})], run))
     assert [(done, total) for _, done, total in run.steps] == [(1, 4), (2, 4)]
-    assert isinstance(film(wan, "text-to-video", **HAT), Done)
+    assert isinstance(film(cog, "text-to-video", **HAT), Done)
 
 
-def test_videos_that_do_not_fit_together_are_made_in_halves(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_that_do_not_fit_together_are_made_in_halves(cog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     asked = HAT | {"num_videos": 4, "preview": "none"}
-    expected = bodies(film(wan, "text-to-video", 3, **asked))
-    call, sizes = type(wan._pipe).__call__, []
+    expected = bodies(film(cog, "text-to-video", 3, **asked))
+    call, sizes = type(cog._pipe).__call__, []
 
     def narrow(self: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(len(kwargs["generator"]))
@@ -293,8 +292,8 @@ def test_videos_that_do_not_fit_together_are_made_in_halves(wan: Any, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory")
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(wan._pipe), "__call__", narrow)
-    made = bodies(film(wan, "text-to-video", 3, **asked))
+    monkeypatch.setattr(type(cog._pipe), "__call__", narrow)
+    made = bodies(film(cog, "text-to-video", 3, **asked))
     assert sizes == [4, 2, 2]
     for one, other in zip(made[:4], expected[:4], strict=True):
         assert np.abs(moving_pixels(one) - moving_pixels(other)).mean() <= 3
