@@ -96,8 +96,8 @@ def state_of(line: Line) -> str:
 def _made(line: Line, files: Sequence[Artifact], state: str) -> str:
     texts = line.get("texts") or ([line["text"]] if line.get("text") is not None else [])
     datas = line.get("datas") or ([line["data"]] if "data" in line else [])
-    parts = [*map(said, texts[:MANY]), *map(value, datas[:MANY]), unseen(max(len(texts), len(datas)) - MANY)]
-    parts += [scores(a["scores"]) for a in files if isinstance(a.get("scores"), Mapping)]
+    parts = [scores(a["scores"]) for a in files if isinstance(a.get("scores"), Mapping)]
+    parts += [*map(said, texts[:MANY]), *map(value, datas[:MANY]), unseen(max(len(texts), len(datas)) - MANY)]
     parts += map(_file, files)
     parts += [_trouble("damaged_output", str(a["problem"])) for a in files if a.get("problem")]
     error = line.get("error") or {}
