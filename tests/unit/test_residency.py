@@ -17,6 +17,7 @@ from shared.models_file import MemoryWishes, ModelsFile, NamedModel
 from shared.settings import Settings
 from workers import footprint, needs, residency
 from workers.generators import Device, Generator, ModelFiles, Outcome, Run, Work
+from workers.generators.memory import MemoryPlan
 from workers.residency import Residency, SetAside
 
 MB = 2**20
@@ -221,7 +222,7 @@ def test_an_alias_is_loaded_in_its_number_type_and_kept_under_its_name(gpu: type
     found = ours.get("task", "ours")
     assert found.files is not None
     assert (found.files.ref, found.files.stands_for) == ("ours", str(folder / "a"))
-    assert found.files.memory == MemoryPlan(vae_tiling=True)
+    assert found.files.memory == MemoryPlan(dtype="float16", vae_tiling=True)
     assert found.device == gpu.devices[0] == Device("cuda:0", "float16")
     assert ours.models == {"ours"}
     with pytest.raises(JobFailed, match="model_not_allowed"):

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from model_folders import folder_of, safetensors
 
-from shared.models_file import MemoryWishes
 from shared.settings import Settings
 from workers import needs
 from workers.generators import Device, ModelFiles
+from workers.generators.memory import MemoryPlan
 from workers.hub_offer import Offer
 from workers.needs import Needs, TooBig, expected, need, weights_of
 from workers.weights import MARGIN, Weights, loaded_names, read_header, weights_in
 
 CPU, GPU = Device("cpu", "float32"), Device("cuda:0", "bfloat16")
-NOTHING = MemoryWishes()
+NOTHING = MemoryPlan()
 GB = 2**30
 
 
@@ -152,17 +152,17 @@ def of(gigabytes: float) -> Weights:
     [
         ("transformers", [22], NOTHING, False),
         ("transformers", [30], NOTHING, True),
-        ("transformers", [30], MemoryWishes(offload="model"), False),
-        ("transformers", [30], MemoryWishes(offload="none"), True),
-        ("transformers", [90], MemoryWishes(offload="model"), True),
+        ("transformers", [30], MemoryPlan(offload="model"), False),
+        ("transformers", [30], MemoryPlan(offload="none"), True),
+        ("transformers", [90], MemoryPlan(offload="model"), True),
         ("diffusers", [20, 10], NOTHING, False),
-        ("diffusers", [20, 10], MemoryWishes(offload="none"), True),
+        ("diffusers", [20, 10], MemoryPlan(offload="none"), True),
         ("diffusers", [30, 1], NOTHING, True),
-        ("diffusers", [30, 1], MemoryWishes(offload="sequential"), False),
+        ("diffusers", [30, 1], MemoryPlan(offload="sequential"), False),
         ("diffusers", [20, 20, 20, 20, 20], NOTHING, True),
     ],
 )
-def test_what_fits_on_a_gpu(kind: str, parts: list[float], wishes: MemoryWishes, too_big: bool) -> None:
+def test_what_fits_on_a_gpu(kind: str, parts: list[float], wishes: MemoryPlan, too_big: bool) -> None:
     found = need({str(n): of(size) for n, size in enumerate(parts)}, kind, GPU, wishes, SETTINGS)
     assert found.too_big is too_big
     assert found.dtype == "bfloat16"
@@ -171,9 +171,9 @@ def test_what_fits_on_a_gpu(kind: str, parts: list[float], wishes: MemoryWishes,
 @pytest.mark.usefixtures("gpu")
 def test_a_cpu_computes_in_float32_and_quantizes_nothing() -> None:
     parts = {".": Weights(matrices=10 * GB)}
-    assert need(parts, "transformers", CPU, MemoryWishes("4bit"), SETTINGS).bytes == with_margin(40 * GB)
+    assert need(parts, "transformers", CPU, MemoryPlan("4bit"), SETTINGS).bytes == with_margin(40 * GB)
     assert need(parts, "transformers", GPU, NOTHING, SETTINGS).bytes == with_margin(20 * GB)
-    assert need(parts, "transformers", GPU, MemoryWishes("4bit"), SETTINGS).bytes < 6 * GB
+    assert need(parts, "transformers", GPU, MemoryPlan("4bit"), SETTINGS).bytes < 6 * GB
     assert not need(parts, "transformers", CPU, NOTHING, SETTINGS).too_big
     assert need({".": Weights(matrices=20 * GB)}, "transformers", CPU, NOTHING, SETTINGS).too_big
 
