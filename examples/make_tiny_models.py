@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import tiny_models
-import tiny_models.inputs
 from tiny_models.input_pictures import write_pictures
 from tiny_models.input_sounds import write_sounds
 
@@ -18,5 +17,5 @@ if __name__ == "__main__":
     for name in tiny_models.__all__:
         print(getattr(tiny_models, name)(root))
     inputs = root.parent / "inputs"
-    for path in (tiny_models.inputs.photo(inputs), *write_pictures(inputs), *write_sounds(inputs)):
+    for path in (*write_pictures(inputs), *write_sounds(inputs)):
         print(path)
