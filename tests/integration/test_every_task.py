@@ -136,7 +136,7 @@ def test_videos(results: dict[str, Any], bodies: dict[str, list[bytes]], id_: st
     with av.open(io.BytesIO(bodies[id_][0])) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-        frames = [frame for frame in container.decode(video=0)]
+        frames = list(container.decode(video=0))
     assert len(frames) == artifacts[0]["frames"]
     assert (frames[0].width, frames[0].height) == (artifacts[0]["width"], artifacts[0]["height"])
 
@@ -154,13 +154,3 @@ def test_the_contact_sheet_shows_each_job_once(batch: Batch, tmp_path: Path) -> 
     page = (out / "index.html").read_text()
     assert page.count("<article") == len(batch.jobs())
     assert not (out / "index.live").exists()
-
-
-def test_there_is_an_example_of_each_task_with_a_model_of_the_hub_and_with_a_tiny_one() -> None:
-    for folder in ("examples", "examples/tiny"):
-        for task in all_tasks():
-            if folder == "examples" and task == "echo":
-                continue
-            lines = (ROOT / folder / f"{task}.jsonl").read_text().splitlines()
-            assert lines
-            assert all(json.loads(line)["task"] == task for line in lines)
