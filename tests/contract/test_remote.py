@@ -358,6 +358,15 @@ def test_without_sampling_the_likeliest_is_asked_for(server: RemoteServer, made:
     assert "Authorization" not in asked.headers
 
 
+def test_a_schema_is_handed_on_under_a_name(server: RemoteServer, made: Callable[..., Remote]) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    one(made(), work(response_format={"type": "json_schema", "json_schema": {"schema": schema}}))
+    one(made(), work(response_format={"type": "json_object"}))
+    assert [asked.body["response_format"] for asked in server.asked] == [
+        {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}, {"type": "json_object"},
+    ]  # fmt: skip
+
+
 def test_a_stop_text_that_was_left_in_is_cut_off_here(server: RemoteServer, made: Callable[..., Remote]) -> None:
     server.lies.append(says({"choices": [{"message": {"content": "one END two"}}]}))
     outcome = one(made(), work(stop=["END"]))
@@ -429,6 +438,13 @@ def test_pictures_are_encoded_here_and_say_how_they_were_made(
         assert (picture.format, picture.size) == (form.upper(), (64, 32))
     record = read_parameters(file)
     assert (record["model"], record["params"]["prompt"]) == ("lab:tiny", "a hat")
+
+
+def test_adapters_are_nothing_for_a_service(server: RemoteServer, made: Callable[..., Remote]) -> None:
+    outcome = one(made("text-to-image"), work("text-to-image", adapters=[{"model": "org/lora"}]))
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "param_unsupported"
+    assert not server.asked
 
 
 def test_what_openais_pictures_refuse_is_not_asked_for(server: RemoteServer, made: Callable[..., Remote]) -> None:

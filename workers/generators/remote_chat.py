@@ -65,6 +65,8 @@ class RemoteChat(Remote):
             asked["temperature"] = 1 if params.temperature is None else params.temperature
             if params.top_p is not None:
                 asked["top_p"] = params.top_p
+        if params.response_format is not None:
+            asked["response_format"] = _named(params.response_format)
         if params.stop:
             asked["stop"] = list(params.stop)
         return [asked | {"seed": job.seed + index} for index in range(params.num_return_sequences)]
@@ -92,3 +94,10 @@ class RemoteChat(Remote):
     def outputs(self, job: Work, parts: Sequence[Output]) -> Sequence[Output]:
         """As they were read."""
         return parts
+
+
+def _named(form: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema has to have a name there."""
+    if "json_schema" not in form:
+        return form
+    return {**form, "json_schema": {"name": "answer", **form["json_schema"]}}

@@ -25,7 +25,8 @@ from workers.remote import Answer, bad_answer
 #: params that the API does not know, with the values that ask for nothing
 _UNKNOWN: Mapping[str, Any] = {
     "negative_prompt": (None, ""), "num_inference_steps": TextToImageParams.model_fields["num_inference_steps"].default,
-    "guidance_scale": None, "scheduler": None, "long_prompt": (None, "fail"),
+    "guidance_scale": None, "scheduler": None, "long_prompt": (None, "fail"), "adapters": None, "controlnet": None,
+    "ip_adapter": None,
 }  # fmt: skip
 #: most pixels of a picture that is made for us
 MOST_PIXELS = 64_000_000
