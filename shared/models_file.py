@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from shared.errors import RequestError
+from shared.services import GPU_QUEUE, REMOTE_QUEUE, is_remote
 from shared.settings import Settings
 from shared.tasks import did_you_mean
 
@@ -39,9 +40,6 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{16}")
 _REVISION = r"^[A-Za-z0-9][\w./-]*$"
 _QUEUE = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-#: where models of a remote service wait unless the file says otherwise: they compute nothing here, and hold no GPU
-_REMOTE_QUEUE, _GPU_QUEUE = "cpu", "gpu"
 
 Quantization = Literal["8bit", "4bit"]
 Offload = Literal["model", "sequential", "none"]
@@ -227,7 +225,7 @@ class _Reader:
         model = self._model(alias, entry.model, at, tables)
         if entry.revision is not None:
             self._require_revision(alias, model, entry.revision, at)
-        if _is_remote(model) and entry.queue == _GPU_QUEUE:
+        if is_remote(model) and entry.queue == GPU_QUEUE:
             self._say(self._key(at, "queue"), f"{alias}.queue: {model} computes nothing here and may hold no GPU")
         if len(self._wrong) > before:
             return None
@@ -235,7 +233,7 @@ class _Reader:
         if isinstance(entry.offload, bool):
             offload = "model" if entry.offload else "none"
         return NamedModel(
-            alias, model, entry.revision, entry.dtype, entry.queue or (_REMOTE_QUEUE if _is_remote(model) else None),
+            alias, model, entry.revision, entry.dtype, entry.queue or (REMOTE_QUEUE if is_remote(model) else None),
             None if entry.tenants is None else tuple(entry.tenants),
             MemoryWishes(entry.quantization, offload, entry.vae_slicing, entry.vae_tiling, entry.attention_slicing),
         )  # fmt: skip
@@ -262,7 +260,7 @@ class _Reader:
         if _is_hub_id(model):
             if not re.match(_REVISION, revision) or ".." in revision:
                 self._say(line, f"{alias}.revision: must be a commit, a tag or a branch of {model}, got {revision!r}")
-        elif _is_remote(model):
+        elif is_remote(model):
             self._say(
                 line, f"{alias}.revision: {model} lies with a remote service, which has no revisions: leave it out"
             )
@@ -322,10 +320,6 @@ def _in_words(item: ErrorDetails) -> str:
 
 def _is_hub_id(model: str) -> bool:
     return not (model.startswith((*_FOLDER, "starter/")) or _SCHEME.match(model))
-
-
-def _is_remote(model: str) -> bool:
-    return _SCHEME.match(model) is not None and not model.startswith(("file:", "s3:"))
 
 
 def _target(ref: str) -> str:
