@@ -75,15 +75,20 @@ def save_clip_tokenizer(folder: Path) -> int:
 
 
 def save_t5_tokenizer(folder: Path, *, most: int = 96) -> int:
-    """A Unigram tokenizer of T5's kind, for texts of at most so many tokens; returns its size."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """A Unigram tokenizer of T5's kind, for texts of at most so many tokens; returns its size.
+
+    Its pieces are written down, not trained: training chooses others in each process.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import T5TokenizerFast
 
-    raw = Tokenizer(models.Unigram())
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    text = f"{WORDS} summarize: translate English to German:"
     special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
-    raw.train_from_iterator([WORDS, "summarize: translate English to German: "], trainer)
+    pieces = [(name, 0.0) for name in special]
+    pieces += [(letter, -6.0) for letter in sorted({"\u2581", *text.replace(" ", "")})]
+    pieces += [(f"\u2581{word}", -4.0) for word in sorted(set(text.split()))]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=special.index("<unk>")))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer = T5TokenizerFast(tokenizer_object=raw, extra_ids=0, model_max_length=most)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)

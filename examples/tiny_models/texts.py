@@ -98,6 +98,7 @@ def _save_t5(folder: Path, tasks: dict[str, dict[str, str]] | None) -> None:
     config = T5Config(
         vocab_size=size, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0,
         eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=False, task_specific_params=tasks,
+        initializer_factor=0.2,
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(folder)
 
