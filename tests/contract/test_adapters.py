@@ -15,11 +15,11 @@ from input_adapters import found, made
 from input_files import photos
 from PIL import Image
 
+from shared.picture_records import read_parameters
 from shared.tasks.adapters import models_beside
 from shared.tasks.inputs import references
 from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Failed, Generator, Outcome, Work
-from workers.generators.picture_files import read_parameters
 from workers.inputs.looks import Limits, examine
 
 pytestmark = pytest.mark.torch

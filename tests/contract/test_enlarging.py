@@ -14,8 +14,8 @@ import tiny_models
 from contract import FakeRun, Kind, facts, run_all, work
 from PIL import ExifTags, Image
 
+from shared.picture_records import read_parameters
 from workers.generators import Done, Failed, Generator, Outcome
-from workers.generators.picture_files import read_parameters
 
 pytestmark = pytest.mark.torch
 

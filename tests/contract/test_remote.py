@@ -17,11 +17,11 @@ from contract import FakeRun, bodies, facts, generator
 from PIL import Image
 from remote_server import ANSWERS, RATE, Handler, Lie, RemoteServer, cut_off, drip, hang_up, html, says, sound, status
 
+from shared.picture_records import read_parameters
 from shared.services import Service
 from shared.tasks import Params, all_tasks
 from workers.generators import Device, Done, Failed, ModelFiles, NotNow, Outcome, Work
 from workers.generators import remote as asking
-from workers.generators.picture_files import read_parameters
 from workers.generators.remote import Remote
 from workers.remote import pace
 

@@ -17,9 +17,9 @@ from contract import CPU, FakeRun, Stop, bodies, files_of, generator, moving_pix
 from PIL import Image
 
 from shared.errors import ModelRejected
+from shared.picture_records import read_parameters as read_poster
 from shared.tasks import all_tasks
 from workers.generators import Done, Failed, Generator, Outcome, Work
-from workers.generators.picture_files import read_parameters as read_poster
 from workers.generators.video_files import read_parameters
 from workers.inputs.looks import Limits, examine
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from shared.errors import JobFailed, RequestError
+from shared.picture_records import read_parameters
 from workers.generators import ModelFiles
 from workers.generators.evaluator_pictures import PASS, PictureEvaluator
-from workers.generators.picture_files import read_parameters
 from workers.generators.pretrained import load_tokenizer
 from workers.scores import Score, Steps, Tick, features, mean, signed
 from workers.scores.case import Case, Side
