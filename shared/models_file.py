@@ -41,6 +41,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{16}")
 _REVISION = r"^[A-Za-z0-9][\w./-]*$"
 _QUEUE = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+NumberType = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["8bit", "4bit"]
 Offload = Literal["model", "sequential", "none"]
 
@@ -76,7 +77,7 @@ class NamedModel:
     #: commit, tag or branch of the hub; of what lies on this host `sha256:…`, as workers tell it
     revision: str | None = None
     #: number type on a GPU, in place of AIGC_DTYPE
-    dtype: str | None = None
+    dtype: NumberType | None = None
     #: where its jobs wait unless they say otherwise
     queue: str | None = None
     #: who may use it; None = everyone
@@ -174,7 +175,7 @@ class _Entry(BaseModel):
 
     model: Annotated[str, Field(min_length=1, max_length=500)]
     revision: Annotated[str, Field(max_length=200)] | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype: NumberType | None = None
     queue: Annotated[str, Field(max_length=64, pattern=_QUEUE)] | None = None
     tenants: Annotated[list[Annotated[str, Field(max_length=64, pattern=_QUEUE)]], Field(min_length=1)] | None = None
     quantization: Quantization | None = None

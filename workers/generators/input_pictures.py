@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -50,5 +51,5 @@ def fitted(picture: Image.Image, size: tuple[int, int], fit: str) -> Image.Image
     if fit == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     inner = ImageOps.contain(picture, size, Image.Resampling.LANCZOS)
-    ground = inner.getpixel((0, 0))
+    ground: Any = inner.getpixel((0, 0))
     return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import av
+import numpy as np
 
 from shared.errors import JobFailed
 from shared.tasks.text_to_speech import TextToSpeechParams
 from workers.generators import Output, Work
 from workers.generators.remote import Remote, refuse
 from workers.generators.sentences import joined, sentences
-from workers.generators.sound_files import MEDIA_TYPES, Samples, read_sound, write_sound
+from workers.generators.sound_files import MEDIA_TYPES, Samples, write_sound
 from workers.inputs.looks import SAFELY
 from workers.remote import Answer, bad_answer
 
@@ -90,8 +91,13 @@ def _decoded(path: Path) -> tuple[Samples, int]:
         if not container.streams.audio:
             raise ValueError("there is none in it")
         stream = container.streams.audio[0]
-        rate, channels = stream.rate, min(2, stream.channels)
-    return read_sound(path, rate=rate, channels=channels), rate
+        rate = stream.rate
+        resampler = av.AudioResampler(format="fltp", layout="mono" if stream.channels == 1 else "stereo", rate=rate)
+        frames = [each for frame in container.decode(stream) for each in resampler.resample(frame)]
+        frames += resampler.resample(None)
+    if not frames:
+        raise ValueError("there is none in it")
+    return np.concatenate([frame.to_ndarray() for frame in frames], axis=1, dtype=np.float32), rate
 
 
 def _passages(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from llguidance.hf import from_tokenizer
 
 from shared.errors import JobFailed
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 #: no blanks but single ones after `,` and `:`: a model that is unsure would write them without end
-_COMPACT = {"whitespace_flexible": False}
+_COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 
 
 class Grammars:

@@ -72,7 +72,7 @@ def _pairs(case: Case) -> Iterator[tuple[Sound, Sound]]:
 
 def _samples(file: InputFile, rate: int, *, mono: bool) -> Sound:
     """As (channels, samples); of two channels the mean makes one, where FFmpeg's own way is louder by 3 dB."""
-    sound = read_sound(file.path, rate=rate, channels=min(2, file.facts["channels"])).astype(np.float64)
+    sound = read_sound(file, rate=rate, channels=min(2, file.facts["channels"])).astype(np.float64)
     return sound.mean(0, keepdims=True) if mono else sound
 
 
