@@ -216,7 +216,10 @@ def test_clearing_frees_what_is_parked_too(gpu: type[Imagined], folder: Path) ->
 # --- what the operator says ---
 
 
-def test_an_alias_is_loaded_in_its_number_type_and_kept_under_its_name(gpu: type[Imagined], folder: Path) -> None:
+def test_an_alias_is_loaded_in_its_number_type_and_kept_under_its_name(
+    gpu: type[Imagined], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "heeds", frozenset({"vae_tiling"}))
     named = NamedModel("ours", str(folder / "a"), dtype="float16", memory=MemoryWishes(vae_tiling=True))
     ours = held({"models_allowed": "nothing/*"}, models={"ours": named})
     found = ours.get("task", "ours")

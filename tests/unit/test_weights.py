@@ -171,9 +171,9 @@ def test_what_fits_on_a_gpu(kind: str, parts: list[float], wishes: MemoryPlan, t
 @pytest.mark.usefixtures("gpu")
 def test_a_cpu_computes_in_float32_and_quantizes_nothing() -> None:
     parts = {".": Weights(matrices=10 * GB)}
-    assert need(parts, "transformers", CPU, MemoryPlan("4bit"), SETTINGS).bytes == with_margin(40 * GB)
+    assert need(parts, "transformers", CPU, MemoryPlan(quantization="4bit"), SETTINGS).bytes == with_margin(40 * GB)
     assert need(parts, "transformers", GPU, NOTHING, SETTINGS).bytes == with_margin(20 * GB)
-    assert need(parts, "transformers", GPU, MemoryPlan("4bit"), SETTINGS).bytes < 6 * GB
+    assert need(parts, "transformers", GPU, MemoryPlan(quantization="4bit"), SETTINGS).bytes < 6 * GB
     assert not need(parts, "transformers", CPU, NOTHING, SETTINGS).too_big
     assert need({".": Weights(matrices=20 * GB)}, "transformers", CPU, NOTHING, SETTINGS).too_big
 
