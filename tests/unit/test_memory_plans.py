@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import pytest
+from model_folders import safetensors
 
 from shared.errors import JobFailed, ModelRejected
+from shared.models_file import MemoryWishes, ModelsFile, NamedModel
 from shared.settings import Settings
-from workers import residency
-from workers.footprint import expected
+from workers import catalogue, needs, residency
 from workers.generators import Device, Generator, ModelFiles, Outcome, Run, Work
 from workers.generators.memory import MemoryPlan
+from workers.needs import expected, weights_of
 from workers.residency import Residency, SetAside
 
 GB = 2**30
@@ -49,17 +51,21 @@ def test_the_record_says_what_is_computed_with() -> None:
     assert MemoryPlan(quantization="8bit").numbers("cuda:0", "bfloat16") == "bfloat16 8bit"
 
 
-def files(folder: Path, megabytes: float, plan: MemoryPlan, **config: str) -> ModelFiles:
+def files(folder: Path, rows: int) -> ModelFiles:
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"x" * int(megabytes * 2**20))
-    return ModelFiles("m", folder, "1", "transformers", config, memory=plan)
+    (folder / "model.safetensors").write_bytes(safetensors({"w": ("F16", (rows, 1024))}))
+    return ModelFiles("m", folder, "1", "transformers", {})
 
 
 def test_a_model_in_one_file_takes_what_that_file_has(tmp_path: Path) -> None:
-    plain = files(tmp_path / "a", 4, MemoryPlan(), dtype="float16")
-    assert (expected(plain, CUDA), expected(plain, CPU)) == (4 * 2**20, 8 * 2**20)
-    (tmp_path / "one.safetensors").write_bytes(b"x" * 100)
-    assert expected(replace(plain, weights=tmp_path / "one.safetensors"), CUDA) == 100
+    plain = files(tmp_path / "a", 1024)
+    sizes = [expected(weights_of(plain), device, plain.memory) for device in (CUDA, CPU)]
+    assert sizes == [int(n * 2**20 * 1.05) for n in (2, 4)]
+    one = tmp_path / "one.safetensors"
+    one.write_bytes(safetensors({"unet.w": ("F16", (256, 1024)), "vae.w": ("F16", (128, 1024))}))
+    parts = weights_of(replace(plain, kind="diffusers", weights=one))
+    assert parts.keys() == {"unet", "vae"}
+    assert expected(parts, CUDA, plain.memory) == int(0.5 * 2**20 * 1.05) + int(0.25 * 2**20 * 1.05)
 
 
 class Heeding(Generator):
@@ -79,13 +85,14 @@ class Heeding(Generator):
 
 
 @pytest.fixture
-def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Residency, list[MemoryPlan]]:
-    """Models that are held by the plan that stands last in the list."""
-    plans = [MemoryPlan()]
-    made = files(tmp_path / "m", 0.1, MemoryPlan())
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Residency, dict[str, NamedModel]]:
+    """Models that are held as the operator says there, by alias."""
+    said: dict[str, NamedModel] = {}
+    made = files(tmp_path / "m", 16)
     monkeypatch.setattr(residency, "_generator_for", lambda task, files: Heeding)
-    monkeypatch.setattr(residency, "resolve", lambda ref, settings: replace(made, ref=ref, memory=plans[-1]))
+    monkeypatch.setattr(catalogue, "resolve", lambda ref, **_: replace(made, ref=ref))
     monkeypatch.setattr(residency, "room", lambda *_: 10 * GB)
+    monkeypatch.setattr(needs, "capacity", lambda *_: 10 * GB)
 
     class Nothing:
         def __init__(self, device: Device) -> None: ...
@@ -95,16 +102,17 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Residency, li
 
     monkeypatch.setattr(residency, "Footprint", Nothing)
     Heeding.told.clear()
-    return Residency(Settings(_env_file=None, data_dir=tmp_path), lambda: CUDA), plans
+    settings = Settings(_env_file=None, data_dir=tmp_path)
+    return Residency(settings, lambda: CUDA, lambda: ModelsFile(said)), said
 
 
-def test_a_generator_is_told_what_it_heeds_and_refuses_the_rest(held: tuple[Residency, list[MemoryPlan]]) -> None:
-    models, plans = held
+def test_a_generator_is_told_what_it_heeds_and_refuses_the_rest(held: tuple[Residency, dict[str, NamedModel]]) -> None:
+    models, said = held
     models.get("t", "plain")
-    plans.append(MemoryPlan(dtype="float16", offload="model"))
+    said["set"] = NamedModel("set", "m", dtype="float16", memory=MemoryWishes(offload="model"))
     models.get("t", "set")
-    assert Heeding.told == [(MemoryPlan(), "bfloat16"), (plans[-1], "float16")]
-    plans.append(MemoryPlan(quantization="8bit", vae_tiling=True))
+    assert Heeding.told == [(MemoryPlan(), "bfloat16"), (MemoryPlan(dtype="float16", offload="model"), "float16")]
+    said["wrong"] = NamedModel("wrong", "m", memory=MemoryWishes(quantization="8bit", vae_tiling=True))
     with pytest.raises(
         ModelRejected, match="set to quantization, vae_tiling, which has no effect on what does t"
     ) as error:
@@ -116,7 +124,7 @@ def test_a_generator_is_told_what_it_heeds_and_refuses_the_rest(held: tuple[Resi
 
 
 def test_what_stands_beside_stays_what_it_was_until_its_file_changes(
-    held: tuple[Residency, list[MemoryPlan]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: tuple[Residency, dict[str, NamedModel]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, _ = held
     models.get("t", "m")
@@ -141,7 +149,7 @@ def test_what_stands_beside_stays_what_it_was_until_its_file_changes(
 
 
 def test_what_cannot_be_had_now_may_be_had_later(
-    held: tuple[Residency, list[MemoryPlan]], monkeypatch: pytest.MonkeyPatch
+    held: tuple[Residency, dict[str, NamedModel]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, _ = held
     models.get("t", "m")

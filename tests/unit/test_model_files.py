@@ -136,7 +136,7 @@ def test_what_is_no_reference_is_not_looked_up(ref, settings, monkeypatch) -> No
 def test_the_operators_list_of_hub_models_is_kept(tmp_path, monkeypatch) -> None:
     settings = Settings(_env_file=None, data_dir=tmp_path, models_allowed=("gpt2", "good/*"))
     folder = write(tmp_path / SHA, config_json="{}", model_st="x")
-    monkeypatch.setattr(model_files, "_download", lambda *_: folder)
+    monkeypatch.setattr(model_files, "_download", lambda *_, **__: folder)
     assert code("evil/model", settings) == "model_not_allowed"
     assert code("gpt2-large", settings) == "model_not_allowed"
     assert resolve("gpt2", settings=settings).revision == SHA
