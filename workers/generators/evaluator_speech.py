@@ -28,8 +28,9 @@ class _Listening:
             self._steps.again()
 
     def advance(self, progress: Mapping[str, tuple[int, int]]) -> None:
-        """Not for jobs that come one after the other."""
-        self._steps.again()
+        """The same."""
+        if any(done < total for done, total in progress.values()):
+            self._steps.again()
 
     def wanted(self, job_id: str) -> bool:
         """Who asks is wanted."""
