@@ -40,7 +40,7 @@ def texts(bench: Bench) -> list[Measured]:
             pool=("--pool", "solo"),
         )  # fmt: skip
         stack.enter_context(together(pipeline, b0, b1, b2))
-        # Quick: one deal is a round, whatever the rate, and a few short texts are enough to have loaded everything.
+        # Quick: a few short texts, to have loaded everything; their rate is far too low, so that a round is one deal.
         warm = short(mixed_texts(folder, DEAL // 4, seed=9)) if bench.plan.quick else mixed_texts(folder, DEAL, seed=9)
         rate = Sample(tokens(warm), b0.run(warm, "warm.jsonl", **POLICIES[policy])["seconds"]).rate
         bench.say(f"B0, {policy}, warming up: {rate:.3g} tokens/s")
