@@ -54,7 +54,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Steady work of each arm, in all its rounds together, at least."""
-        return 1.0 if self.trial else 8.0 if self.quick else 60.0
+        return 1.0 if self.trial else 7.0 if self.quick else 60.0
 
     @property
     def words(self) -> str:

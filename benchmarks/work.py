@@ -32,6 +32,11 @@ def tiny_texts(model: Path, count: int, *, seed: int = 2) -> list[Job]:
     return _texts(model, count, (4, 16), (1, 8), seed)
 
 
+def short(jobs: Sequence[Job]) -> list[Job]:
+    """The same with four new tokens each."""
+    return [{**job, "params": {**job["params"], "max_new_tokens": 4}} for job in jobs]
+
+
 def _texts(model: Path, count: int, prompt: tuple[int, int], new: tuple[int, int], seed: int) -> list[Job]:
     from transformers import AutoTokenizer
 

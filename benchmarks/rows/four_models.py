@@ -28,7 +28,7 @@ def four_models(bench: Bench) -> list[Measured]:
     Before the first, each has run one job of the first model, so that neither pays for importing torch; and each begins
     a round with what the one before has left in memory.
     """
-    count, over_s = (36, 6.0) if bench.plan.quick else (240, 40.0)
+    count, over_s = (30, 5.0) if bench.plan.quick else (240, 40.0)
     kind = "gpt2-7m" if bench.plan.trial else "gpt2-124m"
     jobs = _arrivals([model(f"{kind}.{copy + 1}") for copy in range(MODELS)], count, over_s)
     rounds = 1 if bench.plan.quick else 3

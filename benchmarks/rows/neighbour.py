@@ -17,7 +17,7 @@ def neighbour(bench: Bench) -> list[Measured]:
     """The same texts with and without a process that computes all the time."""
     folder = model("gpt2-7m")
     with Deployment(bench.folder / "pipeline") as pipeline:
-        warm = mixed_texts(folder, 4 * DEAL, seed=9)
+        warm = mixed_texts(folder, (2 if bench.plan.quick else 4) * DEAL, seed=9)
         pipeline.run(warm)
         rate = pipeline.run(warm).sample().rate
         jobs = mixed_texts(folder, bench.plan.size(rate, deal=DEAL))

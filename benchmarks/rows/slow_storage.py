@@ -47,7 +47,7 @@ def slow_storage(bench: Bench) -> list[Measured]:
             arms[arm] = proxy, Deployment(bench.folder / arm, **settings)
             proxy.delay_s = delay_s
         stack.enter_context(together(*(pipeline for _, pipeline in arms.values())))
-        jobs = pictures(folder, 12, sides=(256,), steps=(4,))
+        jobs = pictures(folder, 4 if bench.plan.quick else 12, sides=(256,), steps=(4,))
         for _, pipeline in arms.values():
             pipeline.run(jobs)
         rate = arms["quiet"][1].run(jobs).sample().rate

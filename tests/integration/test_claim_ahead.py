@@ -96,7 +96,7 @@ def test_while_the_device_works_the_next_window_is_claimed(
 ) -> None:
     batch = submitted(client, 40)
     draining.start()
-    until(lambda: running(batch) == 16, within_s=20, what="the next window")
+    until(lambda: running(batch) == 16 and gated.met, within_s=20, what="the next window")
     assert len(gated.met) == 1, "the first is still in the model"
     gated.gate.set()
     draining.join(30)
