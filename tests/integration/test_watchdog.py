@@ -149,7 +149,7 @@ def test_a_worker_whose_parent_is_killed_leaves_the_device_and_its_jobs_to_the_n
 
 @BOTH
 def test_a_drained_worker_finishes_what_it_can_and_ends_for_good(cluster: Cluster) -> None:
-    cluster.environment["AIGC_GRACE_S"] = "8"
+    cluster.environment["AIGC_GRACE_S"] = "20"
     worker = cluster.start_worker()
     [record] = cluster.client.workers()
     batch = cluster.client.submit([echo("short", steps=30, step_s=0.1)])
@@ -157,7 +157,7 @@ def test_a_drained_worker_finishes_what_it_can_and_ends_for_good(cluster: Cluste
     later = cluster.client.submit([echo("later")])
 
     cluster.client.drain(record.worker)
-    assert worker.wait(timeout=15) == 0
+    assert worker.wait(timeout=30) == 0
     assert cluster.client.job(f"{batch.id}-1").status == "succeeded"
     assert cluster.client.job(f"{later.id}-1").status == "queued"
     assert cluster.client.workers() == []
