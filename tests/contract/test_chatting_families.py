@@ -13,7 +13,7 @@ from PIL import Image
 
 from workers.generators import Generator
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.families]
 
 Load = Callable[..., Generator]
 VIEWS = input_vision.views()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract import CPU, FakeRun, Kind, Stop, assert_same, bodies, files_of, run_all, work
@@ -16,7 +17,16 @@ from shared.errors import ModelRejected
 from workers.generators import Done, Failed, Generator
 
 
-@pytest.fixture(params=[pytest.param(k, id=k.name, marks=[] if k.model is None else pytest.mark.torch) for k in KINDS])
+def params() -> Iterator[Any]:
+    """Every kind; of those over one generator, the first is for every day, and the others are families of models."""
+    seen = set[str]()
+    for kind in KINDS:
+        marks = [] if kind.model is None else [pytest.mark.torch]
+        yield pytest.param(kind, id=kind.name, marks=[*marks, pytest.mark.families] if kind.path in seen else marks)
+        seen.add(kind.path)
+
+
+@pytest.fixture(params=params())
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
