@@ -164,7 +164,7 @@ def test_a_server_that_hangs_up_is_tried_again(get: Callable[..., bytes], tmp_pa
 
         def hang_up() -> None:
             connection, _ = busy.accept()
-            connection.recv(100)
+            connection.recv(65536)
             connection.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
