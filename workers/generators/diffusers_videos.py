@@ -186,7 +186,8 @@ class DiffusersVideos(Generator):
         """What the jobs of one call have to share."""
         params: VideoParams = job.params
         what = (self._frames(job), self._fps(params), params.num_inference_steps, params.decode_chunk_size)
-        return *self._size(job), *what, self._guidance(params), params.negative_prompt is not None
+        way = (params.scheduler, params.flow_shift, self._guidance(params))
+        return *self._size(job), *what, *way, params.negative_prompt is not None
 
     def _room(self, job: Work) -> int:
         """Most videos like those of this job in one call."""
@@ -244,6 +245,7 @@ class DiffusersVideos(Generator):
                 "param_unsupported",
                 f"`negative_prompt` has no effect with this model's {guiding} of {guidance:g}: remove it{advice}",
             )
+        self._samplers.check(params.scheduler, params.flow_shift)
         self._check_size(params)
         self._check_frames(params)
         if params.long_prompt == "fail":
@@ -334,7 +336,9 @@ class DiffusersVideos(Generator):
             run.step(job_ids, at * steps + steps_done, slices * steps)
             return {}
 
-        call = self._given(videos)
+        call, params = self._given(videos), videos[0].job.params
+        if (scheduler := self._samplers.make(params.scheduler, params.flow_shift)) is not None:
+            self._pipe.scheduler = scheduler
         if "callback_on_step_end" in self._accepts:
             return self._made(call | {"callback_on_step_end": on_step})
         with each_pass(self._pipe, lambda done: on_step(self._pipe, done, None, {}), asked):
@@ -342,8 +346,6 @@ class DiffusersVideos(Generator):
 
     def _made(self, call: Mapping[str, Any]) -> list[Made]:
         """One call of the pipeline. What comes out is rounded on the device: a quarter of the bytes leaves it."""
-        if (scheduler := self._samplers.make(None)) is not None:
-            self._pipe.scheduler = scheduler
         result = self._pipe(output_type="pt", **call)
         made = []
         for number, video in enumerate(result.frames):  # (frames, channels, height, width) between 0 and 1
@@ -412,7 +414,9 @@ class DiffusersVideos(Generator):
         films, beside = [], []
         for index, one in enumerate(made):
             record = self._record(Video(job, index), one.frames)
-            film, *others = outputs_of(one.frames, one.sound, job.params, record, self._samplers.words(None))
+            film, *others = outputs_of(
+                one.frames, one.sound, job.params, record, self._samplers.words(job.params.scheduler)
+            )
             films.append(film)
             beside += others
         return [*films, *beside]
