@@ -15,6 +15,7 @@ from shared.errors import Problem
 from shared.jobs import Lane
 from shared.models_file import ModelsFile, read_models_file
 from shared.settings import Settings
+from shared.tasks.adapters import Role, is_plain, of_lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +71,24 @@ class Aliases:
 
     def _lane(self, job: ValidJob, *, chosen: bool) -> Lane:
         model = job.lane.model
+        problems = [("model", self._refusal(model, None))]
+        problems += [("params", self._refusal(name, role)) for role, name in of_lane(job.lane.adapters)]
+        if refused := [Problem(job.line, where, why) for where, why in problems if why is not None]:
+            raise Invalid(refused)
+        named = (self._all_told() if self._file is None else self._file.models).get(model)
+        return job.lane._replace(queue=named.queue) if named and named.queue and not chosen else job.lane
+
+    def _refusal(self, name: str, role: Role | None) -> str | None:
+        """Why jobs may not use what they name so, as a model (no role) or beside one."""
         if self._file is not None:
-            refusal, named = self._file.refusal(model, self._tenant), self._file.get(model)
-            queue = named.queue if named else None
-        else:
-            alias = self._all_told().get(model)
-            allowed = alias is None or alias.tenants is None or self._tenant in alias.tenants
-            refusal = None if allowed else f"tenant {self._tenant!r} may not use {model!r} (models.toml of the workers)"
-            queue = alias.queue if alias else None
-        if refusal is not None:
-            raise Invalid([Problem(job.line, "model", refusal)])
-        return job.lane._replace(queue=queue) if queue and not chosen else job.lane
+            named = self._file.get(name)
+            if named is None and role is not None and is_plain(name):
+                return f"there is no alias {name!r} in models.toml; a hub id has an owner: org/name"
+            return self._file.refusal(name, self._tenant, role) or (named.unfit(role) if named else None)
+        alias = self._all_told().get(name)
+        if alias is None or alias.tenants is None or self._tenant in alias.tenants:
+            return None
+        return f"tenant {self._tenant!r} may not use {name!r} (models.toml of the workers)"
 
     def _all_told(self) -> Mapping[str, ToldAlias]:
         if self._told is None:

@@ -1,12 +1,16 @@
 """The operator's `models.toml`: names for models, and what holds for them.
 
     [models.house-style]
-    model = "org/name"                    # a hub id, a folder, starter/… or file:…
+    model = "org/name"                    # a hub id, one of its files, a folder, starter/… or file:…
     revision = "0123456789abcdef…"        # a commit, tag or branch; of a folder its sha256:…
     dtype = "float16"
     queue = "big"
     tenants = ["studio", "press"]
     quantization = "4bit"
+
+    [models.house-lora]
+    model = "file:house.safetensors"
+    role = "lora"                         # jobs name it beside a model
 
 Workers go by the file on their own host. Where jobs are submitted it is read, too, if it is there: for an early error
 and for the queue.
@@ -19,7 +23,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,14 +32,17 @@ from pydantic_core import ErrorDetails
 from shared.errors import RequestError
 from shared.services import GPU_QUEUE, REMOTE_QUEUE, is_remote
 from shared.settings import Settings
+from shared.single_files import PLACES, PREFIX
 from shared.tasks import did_you_mean
+from shared.tasks.adapters import Role
 
 #: longest alias
 MAX_ALIAS = 200
 
 _FOLDER = ("/", "./", "../", "~")
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
-_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*/[\w.-]+/[\w./-]+\.safetensors")
+_CACHED = re.compile(r"models--(.+)")
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{16}")
 _REVISION = r"^[A-Za-z0-9][\w./-]*$"
@@ -83,6 +90,8 @@ class NamedModel:
     #: who may use it; None = everyone
     tenants: tuple[str, ...] | None = None
     memory: MemoryWishes = MemoryWishes()
+    #: what it is for beside a model; None = it is one itself
+    role: Role | None = None
 
     @property
     def reference(self) -> str:
@@ -94,6 +103,13 @@ class NamedModel:
         """What the files of a model on this host have to be, where that is pinned."""
         return None if _is_hub_id(self.model) else self.revision
 
+    def unfit(self, role: Role | None) -> str | None:
+        """Why it cannot be named where this role is wanted (None: as a job's model); None if it can."""
+        if self.role == role:
+            return None
+        own = f"a {self.role}, which is named beside a model" if self.role else "a model, and none beside another"
+        return f"{self.alias!r} is {own} (models.toml" + (f': add role = "{role}" if it is one)' if role else ")")
+
     def permits(self, tenant: str) -> bool:
         """Whether jobs of this tenant may use it."""
         return self.tenants is None or tenant in self.tenants
@@ -103,28 +119,36 @@ class NamedModel:
         return {
             "alias": self.alias, "model": self.model, "revision": self.revision, "dtype": self.dtype,
             "queue": self.queue, "tenants": None if self.tenants is None else list(self.tenants),
-            "memory": self.memory.to_json(),
+            "memory": self.memory.to_json(), "role": self.role,
         }  # fmt: skip
 
 
 class ModelsFile:
     """What the file says; of one that is not there, nothing."""
 
-    def __init__(self, models: Mapping[str, NamedModel] | None = None) -> None:
+    def __init__(self, models: Mapping[str, NamedModel] | None = None, models_dir: Path | None = None) -> None:
+        """`models_dir` is where `file:…` is, if that is known here."""
         #: by alias
         self.models: Mapping[str, NamedModel] = dict(models or {})
-        self._by_target: dict[str, list[NamedModel]] = {}
+        self._models_dir = models_dir
+        #: what is named, by where it is, and the files among that by their folder, which may be named in their place
+        self._at: dict[PurePosixPath, list[NamedModel]] = {}
+        self._in: dict[PurePosixPath, set[PurePosixPath]] = {}
         for named in self.models.values():
-            self._by_target.setdefault(_target(named.model), []).append(named)
+            for place in _places(named.model, named.role, models_dir):
+                self._at.setdefault(place, []).append(named)
+                if place.suffix == ".safetensors":
+                    self._in.setdefault(place.parent, set()).add(place)
 
     def get(self, ref: str) -> NamedModel | None:
         """What a job that names this model means, if that is an alias."""
         return self.models.get(ref)
 
-    def refusal(self, ref: str, tenant: str) -> str | None:
+    def refusal(self, ref: str, tenant: str, role: Role | None = None) -> str | None:
         """Why jobs of this tenant may not use what they name so; None if they may.
 
-        Who may not use a model by any of its aliases may not use it by its own name either.
+        `role` is what it is named for beside a model, if that is where it is named. Who may not use a model by any of
+        its aliases may not use it by its own name either, nor a file of it.
         """
         named = self.models.get(ref)
         if named is not None:
@@ -134,8 +158,10 @@ class ModelsFile:
         name, at, revision = ref.partition("@")
         if at and name in self.models:
             return f"{name!r} is an alias of the operator's, who pins its revision: leave @{revision} out"
-        same = self._by_target.get(_target(ref), ())
-        if same and not any(one.permits(tenant) for one in same):
+        meant = _places(ref, role, self._models_dir, there=True)
+        reached = {each for place in meant for each in (place, *place.parents, *self._in.get(place, ()))}
+        same = (self._at[place] for place in reached if place in self._at)
+        if any(not any(one.permits(tenant) for one in aliases) for aliases in same):
             return f"tenant {tenant!r} may not use {ref!r} (models.toml)"
         return None
 
@@ -165,7 +191,7 @@ def read_models_file(settings: Settings) -> ModelsFile:
     models, wrong = _Reader(path, text).read(said)
     if wrong:
         raise RequestError("\n".join(wrong))
-    return ModelsFile(models)
+    return ModelsFile(models, settings.models_dir)
 
 
 class _Entry(BaseModel):
@@ -176,6 +202,7 @@ class _Entry(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=500)]
     revision: Annotated[str, Field(max_length=200)] | None = None
     dtype: NumberType | None = None
+    role: Role | None = None
     queue: Annotated[str, Field(max_length=64, pattern=_QUEUE)] | None = None
     tenants: Annotated[list[Annotated[str, Field(max_length=64, pattern=_QUEUE)]], Field(min_length=1)] | None = None
     quantization: Quantization | None = None
@@ -228,6 +255,8 @@ class _Reader:
             self._require_revision(alias, model, entry.revision, at)
         if is_remote(model) and entry.queue == GPU_QUEUE:
             self._say(self._key(at, "queue"), f"{alias}.queue: {model} computes nothing here and may hold no GPU")
+        if entry.role is not None:
+            self._require_only_files(alias, model, entry, at)
         if len(self._wrong) > before:
             return None
         offload: Offload | None = entry.offload if isinstance(entry.offload, str) else None
@@ -237,7 +266,16 @@ class _Reader:
             alias, model, entry.revision, entry.dtype, entry.queue or (REMOTE_QUEUE if is_remote(model) else None),
             None if entry.tenants is None else tuple(entry.tenants),
             MemoryWishes(entry.quantization, offload, entry.vae_slicing, entry.vae_tiling, entry.attention_slicing),
+            entry.role,
         )  # fmt: skip
+
+    def _require_only_files(self, alias: str, model: str, entry: _Entry, at: int) -> None:
+        """What stands beside a model waits and is held as that one does."""
+        if is_remote(model):
+            self._say(self._key(at, "role"), f"{alias}.role: {model} lies with a remote service: leave it out")
+        said = entry.model_dump(exclude_none=True, exclude={"model", "revision", "role", "tenants"})
+        for key in said:
+            self._say(self._key(at, key), f"{alias}.{key}: has no effect on what stands beside a model: leave it out")
 
     def _model(self, alias: str, model: str, at: int, tables: Mapping[str, Any]) -> str:
         """The reference with an absolute folder; what is wrong with it is noted."""
@@ -323,11 +361,27 @@ def _is_hub_id(model: str) -> bool:
     return not (model.startswith((*_FOLDER, "starter/")) or _SCHEME.match(model))
 
 
-def _target(ref: str) -> str:
-    """What a reference means, whichever way it is written: the hub takes any case and any revision."""
+def _places(ref: str, role: Role | None, models_dir: Path | None, *, there: bool = False) -> set[PurePosixPath]:
+    """Where what a reference means is, whichever way it is written: on the hub, on this host, with a service.
+
+    The hub takes any case and any revision. A `file:…` may be in several folders; where it has to be `there`, the one
+    counts where a worker finds it.
+    """
     if ref.startswith(_FOLDER):
         try:
-            return str(Path(ref).expanduser().resolve())
+            path = Path(ref).expanduser().resolve()
         except (OSError, RuntimeError):
-            return ref
-    return ref.partition("@")[0].casefold() if _is_hub_id(ref) else ref
+            return {PurePosixPath(ref)}
+        cached = (each[1] for part in path.parts if (each := _CACHED.fullmatch(part)) is not None)
+        return {PurePosixPath(path), *(_of_hub(name.replace("--", "/")) for name in cached)}
+    if ref.startswith(PREFIX):
+        name = ref.removeprefix(PREFIX)
+        paths = [] if models_dir is None else [models_dir.expanduser() / place / name for place in PLACES[role]]
+        paths = [path for path in paths if path.is_file()][:1] if there else paths
+        return {PurePosixPath(PREFIX, role or "-", name), *(PurePosixPath(path.resolve()) for path in paths)}
+    return {_of_hub(ref.partition("@")[0]) if _is_hub_id(ref) else PurePosixPath(ref)}
+
+
+def _of_hub(name: str) -> PurePosixPath:
+    """A model of the hub, or one of its files; those without an owner stand beside the owners."""
+    return PurePosixPath("hub:", name.casefold() if "/" in name else f"-/{name.casefold()}")

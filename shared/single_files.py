@@ -6,9 +6,18 @@ ComfyUI and AUTOMATIC1111's web UI keep checkpoints and adapters so. A name may 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 PREFIX = "file:"
+#: by what a file is for (None: it is the model itself): the folders of ComfyUI and of AUTOMATIC1111's web UI, below the
+#: one that holds them all
+PLACES: Mapping[str | None, tuple[str, ...]] = {
+    None: ("", "checkpoints", "Stable-diffusion"),
+    "lora": ("", "loras", "Lora"),
+    "controlnet": ("", "controlnet", "ControlNet"),
+    "ip-adapter": ("", "ipadapter", "ip_adapter"),
+}
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")

@@ -12,14 +12,15 @@ from shared import jobs
 from shared.database import Database
 from shared.errors import JobFailed, Unavailable
 from shared.jobs import ClaimedJob, SessionLost
+from shared.tasks.adapters import Role, of_lane
 from workers.claims import Claims, Taken
 from workers.inputs import Inputs
 from workers.residency import Residency
 from workers.session import Session
 
 T = TypeVar("T")
-#: how a job fails that its tenant may not ask for (model, tenant); None if it may
-Refused = Callable[[str, str], JobFailed | None]
+#: how a job fails that its tenant may not ask for (model, tenant, role of what stands beside one); None if it may
+Refused = Callable[[str, str, Role | None], JobFailed | None]
 
 
 class Beside(Generic[T]):
@@ -95,10 +96,19 @@ class Ahead:
         return taken
 
     def _permitted(self, taken: Taken) -> Taken:
-        """Without the jobs of tenants who may not use the model: before anything is fetched or loaded for them."""
-        model = taken.jobs[0].model if taken.jobs else ""
-        tenants = {job.tenant_id for job in taken.jobs} if model else set()
-        refused = {tenant: error for tenant in tenants if (error := self._refused(model, tenant)) is not None}
+        """Without the jobs of tenants who may not use the model, or what is named beside it.
+
+        Nothing is fetched or loaded for them.
+        """
+        lane = taken.jobs[0] if taken.jobs else None
+        if lane is None or not lane.model:
+            return taken
+        named: list[tuple[Role | None, str]] = [(None, lane.model), *of_lane(lane.adapters)]
+        refused: dict[str, JobFailed] = {}
+        for tenant in {job.tenant_id for job in taken.jobs}:
+            errors = (self._refused(name, tenant, role) for role, name in named)
+            if (error := next((error for error in errors if error is not None), None)) is not None:
+                refused[tenant] = error
         if not refused:
             return taken
         failures = [

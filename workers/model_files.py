@@ -274,13 +274,13 @@ def _single(ref: str, settings: Settings) -> ModelFiles:
 # --- models beside a model ---
 
 
-def resolve_adapter(role: Role, ref: str, *, settings: Settings) -> ModelFiles:
+def resolve_adapter(role: Role, ref: str, *, settings: Settings, offline: bool = False) -> ModelFiles:
     """The file of an adapter that a job names beside its model, or the folder of a model that controls it.
 
-    Raises what `resolve` does.
+    Where it is to be `offline`, nothing is fetched. Raises what `resolve` does.
     """
     if role == "controlnet" and not ref.startswith(PREFIX):
-        return resolve(ref, settings=settings)
+        return resolve(ref, settings=settings, offline=offline)
     if ref.startswith(PREFIX):
         _require_allowed(ref, ref, settings.models_allowed)
         path = located(ref, settings.models_dir, role)
@@ -290,7 +290,7 @@ def resolve_adapter(role: Role, ref: str, *, settings: Settings) -> ModelFiles:
         _require_allowed(ref, str(Path(ref).resolve()), settings.models_allowed)
         path = adapter_in(ref, Path(ref))
     else:
-        return _hub_adapter(role, ref, settings.models_allowed)
+        return _hub_adapter(role, ref, settings.models_allowed, offline)
     eyes = (path.parent / "image_encoder").glob("*.*") if role == "ip-adapter" else ()
     names = [path.name, *sorted(f"image_encoder/{each.name}" for each in eyes)]
     return ModelFiles(ref, path.parent, f"sha256:{_digest(path.parent, names)}", role, {}, weights=path)
@@ -303,7 +303,7 @@ def _single_control(ref: str, path: Path) -> ModelFiles:
     return ModelFiles(ref, folder, revision, "controlnet", _json(ref, folder / "config.json"), weights=path)
 
 
-def _hub_adapter(role: Role, ref: str, allowed: Sequence[str]) -> ModelFiles:
+def _hub_adapter(role: Role, ref: str, allowed: Sequence[str], offline: bool) -> ModelFiles:
     name, _, revision = ref.partition("@")
     repo, wanted = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if not _HUB_ID.fullmatch(repo) or "--" in repo or ".." in ref:
@@ -315,7 +315,12 @@ def _hub_adapter(role: Role, ref: str, allowed: Sequence[str]) -> ModelFiles:
         eyes = PurePosixPath(chosen).parent / "image_encoder"
         return [chosen] + ([f"{eyes}/config.json", f"{eyes}/*.safetensors"] if role == "ip-adapter" else [])
 
-    folder = _download(ref, repo, revision or None, patterns=patterns)
+    if not offline:
+        folder = _download(ref, repo, revision or None, patterns=patterns)
+    elif (kept := _cached_weights(repo, revision or None)) is not None:
+        folder = kept
+    else:
+        raise ModelRejected("model_not_found", f"{ref} is not in this host's cache")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors") if path.is_file()]
     path = folder / adapter_among(ref, names, wanted)
     return ModelFiles(ref, path.parent, folder.name, role, {}, weights=path)

@@ -15,7 +15,7 @@ from shared.errors import AigcError, JobFailed, RequestError
 from shared.models_file import ModelsFile, read_models_file
 from shared.settings import Settings, load_settings
 from shared.sizes import gigabytes
-from workers.catalogue import device_for, find
+from workers.catalogue import device_for, find, find_beside
 from workers.generators import Device, ModelFiles
 from workers.hub_offer import Offer
 from workers.needs import expected, weights_of
@@ -96,7 +96,7 @@ class Host:
         about = self._about(name, files)
         _note(f"{name}: reading {about['files']} file(s), {gigabytes(about['bytes'])} …")
         wrong, unknown = _compared(files) if _is_of_the_hub(files) else ([], 0)
-        wrong += _unreadable(files.folder)
+        wrong += _unreadable(files)
         if unknown:
             wrong.append(f"{unknown} file(s) have no digest in this cache: fetch them again")
         return {**about, "ok": not wrong, "problems": wrong, "pinned": self._is_pinned(name, files)}
@@ -106,15 +106,18 @@ class Host:
             wanted = sum(offer.sizes[file] for file in offer.missing)
             _note(f"{name}: fetching {len(offer.missing)} file(s), {gigabytes(wanted)}, of {offer.repo} …")
 
+        named = self._models.get(name)
+        if named is not None and named.role is not None:
+            return find_beside(named.role, name, settings=self._settings, models=self._models, offline=offline)
         return find(name, settings=self._settings, models=self._models, judge=announce, offline=offline)
 
     def _about(self, name: str, files: ModelFiles) -> dict[str, Any]:
         named = self._models.get(name)
         device = device_for(named, Device("cuda:0", self._settings.dtype))
-        paths = [path for path in files.folder.rglob("*") if path.is_file()] if weights_of(files) else []
+        paths = [] if files.service is not None else [path for path in _paths(files) if path.is_file()]
         return {
             "name": name, "model": files.stands_for or name, "here": True, "ok": True, "problems": [],
-            "retryable": False, "folder": str(files.folder), "revision": files.revision, "files": len(paths),
+            "retryable": False, "folder": str(_home(files)), "revision": files.revision, "files": len(paths),
             "bytes": sum(path.stat().st_size for path in paths), "dtype": device.dtype,
             "memory_bytes": expected(weights_of(files), device, files.memory),
             "alias": named.to_json() if named else None,
@@ -135,8 +138,23 @@ class Host:
         return pinned == files.revision
 
 
+def _home(files: ModelFiles) -> Path:
+    return files.folder if files.weights is None else files.weights.parent
+
+
+def _paths(files: ModelFiles) -> list[Path]:
+    """Every file of a model; of one in a single file that, and what is its own beside it."""
+    if files.weights is None:
+        folders = [files.folder]
+    else:
+        folders = [files.weights.with_suffix(".config")]
+        folders += [files.folder / "image_encoder"] if files.kind == "ip-adapter" else []
+    inside = [path for folder in folders for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
+    return sorted([*inside, *([files.weights] if files.weights is not None else [])])
+
+
 def _is_of_the_hub(files: ModelFiles) -> bool:
-    return files.folder.parent.name == "snapshots"
+    return any(folder.parent.name == "snapshots" for folder in (files.folder, *files.folder.parents))
 
 
 def _compared(files: ModelFiles) -> tuple[list[str], int]:
@@ -145,9 +163,9 @@ def _compared(files: ModelFiles) -> tuple[list[str], int]:
     The hub's cache keeps contents under their digests, sha256 of large files and git's of small ones, and links there.
     """
     wrong, unknown = list[str](), 0
-    for path in sorted(path for path in files.folder.rglob("*") if path.is_file() or path.is_symlink()):
+    for path in _paths(files):
         told = path.readlink().name if path.is_symlink() else ""
-        name = path.relative_to(files.folder).as_posix()
+        name = path.relative_to(_home(files)).as_posix()
         if not path.exists():
             wrong.append(f"{name} is gone: pull it again")
         elif not (_SHA256.fullmatch(told) or _GIT.fullmatch(told)):
@@ -168,9 +186,11 @@ def _digest(path: Path, *, git: bool) -> str:
         return sha1.hexdigest()
 
 
-def _unreadable(folder: Path) -> list[str]:
-    wrong = []
-    for path in sorted(folder.rglob("*.safetensors")):
+def _unreadable(files: ModelFiles) -> list[str]:
+    wrong, folder = [], _home(files)
+    for path in _paths(files):
+        if path.suffix != ".safetensors":
+            continue
         try:
             read_header(path)
         except ValueError as error:

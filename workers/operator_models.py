@@ -9,6 +9,7 @@ from typing import Any
 from shared.errors import JobFailed, ModelRejected, RequestError
 from shared.models_file import ModelsFile, NamedModel, read_models_file
 from shared.settings import Settings
+from shared.tasks.adapters import Role
 from workers.residency import Residency
 from workers.session import Session
 
@@ -56,9 +57,9 @@ class OperatorModels:
         """What stands under an alias; None if this is none."""
         return self().get(ref)
 
-    def refused(self, ref: str, tenant: str) -> JobFailed | None:
-        """How jobs of this tenant fail that name this model, if they may not use it."""
-        refusal = self().refusal(ref, tenant)
+    def refused(self, ref: str, tenant: str, role: Role | None = None) -> JobFailed | None:
+        """How jobs of this tenant fail that name this model, or this beside one, if they may not use it."""
+        refusal = self().refusal(ref, tenant, role)
         return ModelRejected("model_not_allowed", refusal) if refusal else None
 
     def told(self) -> dict[str, Any] | None:

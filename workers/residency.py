@@ -19,10 +19,9 @@ from shared.scheduling import Memory, ModelKey
 from shared.services import is_remote
 from shared.settings import Settings
 from shared.tasks.adapters import Role, of_lane
-from workers.catalogue import device_for, find, plan_for
+from workers.catalogue import device_for, find, find_beside, plan_for
 from workers.footprint import MB, Footprint, host_room, room
 from workers.generators import Device, Generator, ModelFiles, NotNow
-from workers.model_files import resolve_adapter
 from workers.needs import Needs, TooBig
 from workers.pinned import free_cached, out_of_memory
 from workers.worth import Worth
@@ -79,8 +78,8 @@ class Resident:
     device: Device = field(default_factory=lambda: Device("cpu", "float32"))
     #: what stood under its name when it was loaded, if that is an alias
     named: NamedModel | None = None
-    #: what jobs have named beside it, by role and name, each as it was found
-    beside: dict[tuple[Role, str], tuple[ModelFiles, _Stamp]] = field(default_factory=dict)
+    #: what jobs have named beside it, by role and name, each as it was found, and what stood under its name then
+    beside: dict[tuple[Role, str], tuple[ModelFiles, _Stamp, NamedModel | None]] = field(default_factory=dict)
 
 
 class Residency:
@@ -181,19 +180,19 @@ class Residency:
         """The files of what jobs name beside a model that is in memory, as their lane says it; by name.
 
         They stay what they were found to be while the model is in memory, as it does itself; a file of this host that
-        has changed is found anew. Raises what `get` does.
+        has changed is found anew, and so is an alias that has come to mean something else. Raises what `get` does.
         """
         if not adapters:
             return {}
-        known = self._resident[task, model].beside
+        known, said = self._resident[task, model].beside, self._models()
         for role, name in of_lane(adapters):
             found = known.get((role, name))
-            if found is None or found[1] != _stamp(found[0]):
+            if found is None or found[1:] != (_stamp(found[0]), said.get(name)):
                 try:
-                    files = resolve_adapter(role, name, settings=self._settings)
+                    files = find_beside(role, name, settings=self._settings, models=said)
                 except JobFailed as error:
                     raise (SetAside(error, SET_ASIDE_S) if error.retryable else error) from error
-                known[role, name] = (files, _stamp(files))
+                known[role, name] = (files, _stamp(files), said.get(name))
         return {name: known[role, name][0] for role, name in of_lane(adapters)}
 
     def put_aside(self, task: str, model: str, error: NotNow) -> SetAside:

@@ -13,16 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared.errors import ModelRejected
-from shared.single_files import PREFIX, wrong_file
+from shared.single_files import PLACES, PREFIX, wrong_file
 from shared.tasks.adapters import Role
 
-#: by what a file is for: the folders of ComfyUI and of AUTOMATIC1111's web UI, below the one that holds them all
-_PLACES: Mapping[Role | None, tuple[str, ...]] = {
-    None: ("", "checkpoints", "Stable-diffusion"),
-    "lora": ("", "loras", "Lora"),
-    "controlnet": ("", "controlnet", "ControlNet"),
-    "ip-adapter": ("", "ipadapter", "ip_adapter"),
-}
 _BUNDLED = Path(__file__).parent / "pipeline_configs"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: longest list of tensors that a file may begin with; that of the largest pipelines has a megabyte
@@ -58,7 +51,7 @@ def located(ref: str, models_dir: Path | None, role: Role | None = None) -> Path
     if models_dir is None:
         raise ModelRejected("model_not_found", f"{ref}: this worker has no folder of such files (AIGC_MODELS_DIR)")
     root, name = models_dir.expanduser().resolve(), ref.removeprefix(PREFIX)
-    for place in _PLACES[role]:
+    for place in PLACES[role]:
         path = root / place / name
         if path.is_file():
             if not path.resolve().is_relative_to(root):

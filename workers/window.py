@@ -115,7 +115,7 @@ class Window:
                 self._hand_over(Failed(job.id, JobFailed("params_invalid", message)), 0.0)
                 continue
             try:
-                files = self._around.inputs.of(job.id)
+                files = self._around.inputs.of(job.id, self._session.check)
             except JobFailed as error:
                 self._hand_over(Failed(job.id, error), 0.0)
                 continue

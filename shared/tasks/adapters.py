@@ -27,6 +27,7 @@ Role = Literal["controlnet", "ip-adapter", "lora"]
 MAX_LANE = 500
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+\.safetensors)?(@[\w./-]+)?")
+_ALIAS = re.compile(r"[A-Za-z0-9][\w.-]*")
 _LOCAL = ("/", "./", "../", "~")
 
 
@@ -47,16 +48,16 @@ def _settled(name: str) -> str:
     if name.startswith(PREFIX):
         if wrong := wrong_file(name):
             raise ValueError(wrong)
-    elif not _HUB.fullmatch(name) or ".." in name:
+    elif not (_HUB.fullmatch(name) or _ALIAS.fullmatch(name)) or ".." in name:
         raise ValueError(
-            "must be a hub id (org/name, org/name/file.safetensors, with optional @revision), a folder, or "
-            f"{PREFIX}name.safetensors"
+            "must be a hub id (org/name, org/name/file.safetensors, with optional @revision), a folder, "
+            f"{PREFIX}name.safetensors, or an alias of the operator's"
         )
     return name
 
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=300), AfterValidator(_settled)]
-_WHERE = "a hub id (org/name, or org/name/file.safetensors), a folder, or file:name.safetensors"
+_WHERE = "a hub id (org/name, or org/name/file.safetensors), a folder, file:name.safetensors, or an alias"
 
 
 class Lora(Params):
@@ -69,7 +70,7 @@ class Lora(Params):
 class Control(Params):
     """A ControlNet, and the picture that it follows."""
 
-    model: Annotated[_Name, Names("controlnet"), Field(description="a hub id, a folder, or file:name.safetensors")]
+    model: Annotated[_Name, Names("controlnet"), Field(description="a hub id, a folder, file:…, or an alias")]
     image: Annotated[ImageInput, Field(description="what to follow: edges, depth, a pose, as the model was trained on")]
     scale: Annotated[float, Field(ge=0, le=4, description="how closely to follow it")] = 1.0
     start: Annotated[float, Field(ge=0, lt=1, description="share of the steps before it sets in")] = 0.0
@@ -85,7 +86,7 @@ class Control(Params):
 class Likeness(Params):
     """An IP-Adapter, and the pictures that it takes after."""
 
-    model: Annotated[_Name, Names("ip-adapter"), Field(description="org/name/file.safetensors, a file in a folder")]
+    model: Annotated[_Name, Names("ip-adapter"), Field(description="org/name/file.safetensors, a file, or an alias")]
     images: Annotated[tuple[ImageInput, ...], Field(min_length=1, max_length=4, description="what to take after")]
     scale: Annotated[float, Field(ge=0, le=2, description="how closely to take after them")] = 0.6
 
@@ -103,6 +104,11 @@ def as_lane(models: list[tuple[Role, str]]) -> str:
 def of_lane(adapters: str) -> list[tuple[Role, str]]:
     """What `as_lane` wrote."""
     return [(role, name) for role, name in json.loads(adapters)] if adapters else []
+
+
+def is_plain(name: str) -> bool:
+    """Whether this can be nothing but an alias: models beside others have an owner on the hub."""
+    return _ALIAS.fullmatch(name) is not None
 
 
 def _named(params: BaseModel) -> Iterator[tuple[Role, str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from shared.tasks import Params
-from shared.tasks.pictures import Prompt, Side
+from shared.tasks.pictures import Prompt, Scheduler, Side
 
 #: a gif counts the time of a frame in hundredths of a second, and browsers slow down what is faster than two of them
 GIF_FPS = 50
@@ -37,6 +37,18 @@ class VideoParams(Params):
         float | None,
         Field(ge=0, le=50, description="how closely to follow what is asked for; by default what suits the model"),
     ] = None
+    scheduler: Annotated[
+        Scheduler | None,
+        Field(description="the way from noise to video, for models that leave a choice; by default the model's own"),
+    ] = None
+    flow_shift: Annotated[
+        float | None,
+        Field(
+            ge=0.1, le=100,
+            description="how much of the way is spent where there is most noise, for models of rectified flow: more "
+            "for larger videos; by default the model's own",
+        ),
+    ] = None  # fmt: skip
     num_videos: Annotated[int, Field(ge=1, le=8, description="videos per job; the i-th uses seed + i")] = 1
     decode_chunk_size: Annotated[
         int | None,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
-from contract import CPU, PICTURE, bodies, files_of, generator, pixels, run_all
+from contract import CPU, PICTURE, bodies, files_of, generator, moving_pixels, pixels, run_all
 
 from shared.errors import ModelRejected
 from shared.tasks.text_to_image import TextToImageParams
+from shared.tasks.text_to_video import TextToVideoParams
 from workers.generators import Generator, Work
 from workers.generators.memory import MemoryPlan
 from workers.inputs.looks import Limits, examine
@@ -65,6 +66,28 @@ def test_attention_in_slices_comes_back_after_an_ip_adapter(root: Path) -> None:
     sliced.unload()
 
 
+def film(wan: Any) -> list[np.ndarray]:
+    said = {"prompt": "a hat", "width": 64, "height": 32, "num_frames": 5, "num_inference_steps": 2, "num_videos": 2}
+    job = Work("job", "text-to-video", TextToVideoParams.model_validate(said), 7)
+    return [moving_pixels(body) for body in bodies(run_all(wan, [job])["job"])[:2]]
+
+
+def filmer(root: Path, device: Any = CPU, **plan: Any) -> Any:
+    kind, files = generator("diffusers_text_to_video:DiffusersTextToVideo"), files_of(tiny_models.wan, root)
+    assert plan.keys() <= kind.heeds
+    return kind.load(replace(files, memory=MemoryPlan(**plan)), device)
+
+
+@pytest.mark.parametrize("setting", ["vae_slicing", "vae_tiling"])
+def test_videos_are_decoded_one_by_one_or_in_tiles(setting: str, root: Path) -> None:
+    plain, held = film(filmer(root)), filmer(root, **{setting: True}, offload="model")
+    assert held._pipe.vae.use_slicing is (setting == "vae_slicing")
+    assert held._pipe.vae.use_tiling is (setting == "vae_tiling")
+    for one, other in zip(film(held), plain, strict=True):
+        assert np.abs(one - other).mean() <= 2
+    held.unload()
+
+
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_fewer_bits_are_refused_where_there_is_no_gpu(quantization: str, root: Path) -> None:
     with pytest.raises(ModelRejected, match="needs an NVIDIA GPU") as error:
@@ -97,6 +120,20 @@ def test_on_a_gpu_a_model_may_be_elsewhere(plan: dict[str, Any], root: Path) -> 
     for _ in range(2):  # what was brought to the GPU for one call is there for the next
         for one, other in zip(paint(away), paint(there), strict=True):
             assert np.abs(one - other).max() <= 2
+
+
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a GPU")
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_on_a_gpu_a_model_of_videos_may_be_elsewhere(offload: str, root: Path) -> None:
+    from workers.generators import Device
+
+    device = Device("cuda:0", "float32")
+    there, away = filmer(root, device), filmer(root, device, offload=offload)
+    for _ in range(2):
+        for one, other in zip(film(away), film(there), strict=True):
+            assert np.abs(one - other).mean() <= 2
+        assert away.park()
+        away.unpark()
 
 
 @pytest.mark.parametrize(

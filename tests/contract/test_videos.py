@@ -85,6 +85,44 @@ def test_a_job_becomes_videos_with_a_poster_and_a_preview_of_each(cog: Any) -> N
     assert all(output.role == "output" for output in outcome.outputs)
 
 
+def test_the_way_from_noise_to_video_is_chosen_where_the_model_leaves_a_choice(load: Callable[..., Generator]) -> None:
+    said = {"prompt": "a hat", "width": 32, "height": 16, "num_frames": 4}
+    maker: Any = load(of_words(), tiny_models.animatediff)
+    own, ddpm = (film(maker, "text-to-video", 1, **said | more) for more in ({}, {"scheduler": "ddpm"}))
+    assert not np.array_equal(moving_pixels(bodies(own)[0]), moving_pixels(bodies(ddpm)[0]))
+    assert bodies(film(maker, "text-to-video", 1, **said)) == bodies(own), "nothing of it stays behind"
+    jobs = [job("text-to-video", 1, "a", **said), job("text-to-video", 1, "b", scheduler="ddpm", **said)]
+    assert [len(part) for part in maker.cut(jobs, 8)] == [1, 1]
+    assert "no `flow_shift`" in error_of(film(maker, "text-to-video", flow_shift=3.0, **said))
+
+
+def test_a_model_of_rectified_flow_is_shifted_as_a_direct_call_is(load: Callable[..., Generator]) -> None:
+    said = {"prompt": "a hat", "width": 32, "height": 16, "num_frames": 5, "num_inference_steps": 4}
+    maker: Any = load(of_words(), tiny_models.wan)
+    own = maker._pipe.scheduler.config
+    as_it_is = film(maker, "text-to-video", 1, **said)
+    same = film(maker, "text-to-video", 1, flow_shift=own.flow_shift, **said)
+    assert np.array_equal(moving_pixels(bodies(same)[0]), moving_pixels(bodies(as_it_is)[0]))
+    film(maker, "text-to-video", 1, flow_shift=9.0, **said)
+    used = maker._pipe.scheduler
+    wanted = type(used).from_config(own, flow_shift=9.0)
+    wanted.set_timesteps(4)
+    assert used.sigmas.tolist() == wanted.sigmas.tolist()
+    assert used.config.flow_shift == 9.0
+    assert bodies(film(maker, "text-to-video", 1, **said)) == bodies(as_it_is), "nothing of it stays behind"
+    assert "scheduler=ddim does not fit" in error_of(film(maker, "text-to-video", scheduler="ddim", **said))
+
+
+def test_what_a_model_decides_itself_is_refused(cog: Any, svd: Any, load: Callable[..., Generator]) -> None:
+    photo = {"image": PHOTOS["square"], "width": 32, "height": 32, "num_frames": 2}
+    assert "scheduler=euler does not fit" in error_of(film(cog, "text-to-video", **HAT | {"scheduler": "euler"}))
+    assert "no `flow_shift`" in error_of(film(cog, "text-to-video", **HAT | {"flow_shift": 2}))
+    assert "scheduler=ddim does not fit" in error_of(film(svd, "image-to-video", scheduler="ddim", **photo))
+    ltx: Any = load(of_words(), tiny_models.ltx)
+    told = error_of(film(ltx, "text-to-video", prompt="a hat", width=32, height=32, num_frames=9, flow_shift=2))
+    assert "by the size of the video" in told
+
+
 @pytest.mark.parametrize("form", ["mp4", "webm", "webp", "gif"])
 def test_each_file_is_what_its_facts_say(cog: Any, form: str) -> None:
     outcome = film(cog, "text-to-video", 40, **HAT | {"format": form, "preview": "gif"})

@@ -15,6 +15,7 @@ from aigc import Batch, Client
 from shared.database import Database
 from shared.settings import Settings
 from shared.tables import lanes
+from workers import operator_models
 from workers.worker import Worker
 
 pytestmark = pytest.mark.torch
@@ -97,6 +98,31 @@ def test_an_adapter_that_is_not_there_fails_its_jobs_alone(embedded: Settings, w
     assert results["0"]["status"] == "failed"
     assert results["0"]["error"]["code"] == "model_not_found"
     assert "AIGC_MODELS_DIR" in results["0"]["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["house", "file:tiny.safetensors", "{models}/loras/tiny.safetensors"])
+def test_an_adapter_that_is_kept_for_others_is_loaded_for_nobody_else(
+    embedded: Settings, worker: Worker, models: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where jobs are submitted nobody knows of the operator's file: the worker has the last word."""
+    monkeypatch.setattr(operator_models, "LOOK_S", 0.0)
+    client, said = Client(embedded), {"adapters": [{"model": name.format(models=models)}]}
+    batch = submitted(client, said, {})
+    text = '[models.house]\nmodel = "file:tiny.safetensors"\nrole = "lora"\ntenants = ["{}"]\n'
+    embedded.models_path.write_text(text.format("studio"))
+    worker.drain()
+    results = told(batch)
+    assert results["1"]["status"] == "succeeded"
+    assert results["0"]["status"] == "failed"
+    assert results["0"]["error"]["code"] == "model_not_allowed"
+    assert "tenant 'default' may not use" in results["0"]["error"]["message"]
+
+    embedded.models_path.write_text(text.format("default"))
+    batch = submitted(client, said)
+    worker.drain()
+    [result] = told(batch).values()
+    assert result["status"] == "succeeded", result
+    assert list(result["record"]["adapters"]) == [said["adapters"][0]["model"]]
 
 
 def test_a_control_image_is_a_file_like_others(

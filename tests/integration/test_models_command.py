@@ -203,6 +203,34 @@ def test_a_folder_is_held_to_the_digest_that_is_pinned(aigc: Aigc, gpt2: dict[st
     assert f"and models.toml pins {loose['revision']}" in changed.stdout
 
 
+def test_models_in_one_file_and_what_stands_beside_are_looked_into(aigc: Aigc, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "checkpoints" / "own.config").mkdir(parents=True)
+    (models / "checkpoints" / "own.config" / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionPipeline"})
+    )
+    (models / "loras").mkdir()
+    whole = safetensors({"w": ("F32", (8, 8))})
+    for place in ("checkpoints/own", "loras/style"):
+        (models / f"{place}.safetensors").write_bytes(whole)
+    (models / "loras" / "another.safetensors").write_bytes(b"of somebody else")
+    say(
+        tmp_path, '[models.own]\nmodel = "file:own.safetensors"\n'
+        '[models.style]\nmodel = "file:style.safetensors"\nrole = "lora"\n',
+    )  # fmt: skip
+    here = {"AIGC_MODELS_DIR": str(models)}
+    found = aigc("verify", "--json", **here).models
+    assert {name: (one["ok"], one["files"]) for name, one in found.items()} == {"own": (True, 2), "style": (True, 1)}
+    assert found["style"]["bytes"] == len(whole)
+    for place in ("checkpoints/own", "loras/style"):
+        (models / f"{place}.safetensors").write_bytes(whole[:-1])
+    broken = aigc("verify", "--json", **here)
+    assert broken.status == 1
+    for name in ("own", "style"):
+        [problem] = broken.models[name]["problems"]
+        assert problem.startswith(f"{name}.safetensors")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "said"),
     [

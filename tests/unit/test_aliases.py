@@ -66,6 +66,31 @@ def test_who_may_not_use_a_model_hears_it_at_once(with_file: Settings) -> None:
     assert settled(Aliases(press, nobody), job("plain")).model == "plain"
 
 
+def test_what_is_named_beside_a_model_is_kept_like_one(settings: Settings) -> None:
+    settings.models_path.write_text(FILE + '[models.lora]\nmodel = "org/lora"\nrole = "lora"\ntenants = ["studio"]\n')
+
+    def said(name: str, model: str = "plain") -> dict[str, Any]:
+        return {"task": "text-to-image", "model": model, "params": {"prompt": "a", "adapters": [{"model": name}]}}
+
+    aliases, press = Aliases(settings, nobody), Aliases(settings.model_copy(update={"tenant": "press"}), nobody)
+    for name in ("lora", "org/lora", "org/lora/x.safetensors@main"):
+        assert settled(aliases, said(name)).queue == "gpu"
+        with pytest.raises(Invalid, match=f"line 1: params: tenant 'press' may not use '{name}'"):
+            settled(press, said(name))
+    assert settled(press, said("org/else")).queue == "gpu"
+    for name, why in (("typo", "no alias 'typo'"), ("plain", "'plain' is a model, and none beside another")):
+        with pytest.raises(Invalid, match=why):
+            settled(aliases, said(name))
+    with pytest.raises(Invalid, match="line 1: model: 'lora' is a lora"):
+        settled(aliases, job("lora"))
+    elsewhere = settings.model_copy(
+        update={"models_file": None, "data_dir": settings.data_dir / "x", "tenant": "press"}
+    )
+    told = {"lora": ToldAlias(None, frozenset({"studio"}))}
+    with pytest.raises(Invalid, match="params: tenant 'press' may not use 'lora'"):
+        settled(Aliases(elsewhere, lambda: told), said("lora"))
+
+
 def test_without_a_file_the_workers_are_asked_once_and_only_for_models(settings: Settings) -> None:
     asked = []
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import pytest
 from model_folders import safetensors
@@ -132,13 +132,13 @@ def test_what_stands_beside_stays_what_it_was_until_its_file_changes(
     path.write_text("one")
     lane = json.dumps([["lora", str(path)]])
     asked: list[str] = []
-    found = residency.resolve_adapter
+    found = catalogue.resolve_adapter
 
-    def counted(role: str, ref: str, settings: Settings) -> ModelFiles:
+    def counted(role: str, ref: str, **how: Any) -> ModelFiles:
         asked.append(ref)
-        return found(role, ref, settings=settings)  # type: ignore[arg-type]
+        return found(role, ref, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(residency, "resolve_adapter", counted)
+    monkeypatch.setattr(catalogue, "resolve_adapter", counted)
     first = models.beside("t", "m", lane)
     assert models.beside("t", "m", lane) == first
     assert (list(first), asked) == ([str(path)], [str(path)])
@@ -148,16 +148,38 @@ def test_what_stands_beside_stays_what_it_was_until_its_file_changes(
     assert len(asked) == 2
 
 
+def test_an_alias_of_what_stands_beside_is_found_anew_when_it_means_something_else(
+    held: tuple[Residency, dict[str, NamedModel]], tmp_path: Path
+) -> None:
+    models, named = held
+    models.get("t", "m")
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    lane = '[["lora","house"]]'
+    with pytest.raises(ModelRejected, match=r"there is no alias house in models\.toml"):
+        models.beside("t", "m", lane)
+    named["house"] = NamedModel("house", str(tmp_path / "x.safetensors"), role="lora")
+    first = models.beside("t", "m", lane)["house"]
+    assert (first.ref, first.stands_for, first.weights) == ("house", named["house"].model, tmp_path / "x.safetensors")
+    named["house"] = NamedModel("house", str(tmp_path / "y.safetensors"), first.revision, role="lora")
+    with pytest.raises(ModelRejected, match="pins"):
+        models.beside("t", "m", lane)
+    named["house"] = NamedModel("house", str(tmp_path / "y.safetensors"), role="lora")
+    assert models.beside("t", "m", lane)["house"].weights == tmp_path / "y.safetensors"
+    with pytest.raises(ModelRejected, match="'house' is a lora, which is named beside a model"):
+        models.beside("t", "m", '[["ip-adapter","house"]]')
+
+
 def test_what_cannot_be_had_now_may_be_had_later(
     held: tuple[Residency, dict[str, NamedModel]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, _ = held
     models.get("t", "m")
 
-    def away(role: str, ref: str, settings: Settings) -> ModelFiles:
+    def away(role: str, ref: str, **how: Any) -> ModelFiles:
         raise JobFailed("model_unreachable", "the hub does not answer", retryable=True)
 
-    monkeypatch.setattr(residency, "resolve_adapter", away)
+    monkeypatch.setattr(catalogue, "resolve_adapter", away)
     with pytest.raises(SetAside) as error:
         models.beside("t", "m", '[["lora","org/name"]]')
     assert error.value.code == "model_unreachable"

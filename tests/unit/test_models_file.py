@@ -175,6 +175,63 @@ def test_a_folder_is_the_same_folder_by_whatever_path(tmp_path: Path) -> None:
     assert said.refusal(str(tmp_path), "press") is None
 
 
+@pytest.mark.parametrize(
+    ("named", "ref"),
+    [
+        ("org/loras", "org/loras/sub/x.safetensors@main"), ("org/loras/x.safetensors", "Org/Loras/X.safetensors"),
+        ("org/loras/x.safetensors", "org/loras"), ("file:x.safetensors", "file:x.safetensors"),
+        ("file:x.safetensors", "file:loras/x.safetensors"), ("file:loras/x.safetensors", "file:x.safetensors"),
+        ("file:x.safetensors", "{models}/loras/x.safetensors"), ("file:x.safetensors", "{models}/loras"),
+        ("{models}/loras", "file:x.safetensors"), ("{models}/loras", "{models}/link.safetensors"),
+        ("org/loras", "/hf/hub/models--org--loras/snapshots/0/x.safetensors"),
+    ],
+)  # fmt: skip
+def test_a_file_is_the_same_file_by_whatever_name(settings: Settings, tmp_path: Path, named: str, ref: str) -> None:
+    """The operator keeps a LoRA for one tenant: no other one gets at it in another way."""
+    models = tmp_path / "models"
+    (models / "loras").mkdir(parents=True)
+    (models / "loras" / "x.safetensors").touch()
+    (models / "link.safetensors").symlink_to(models / "loras" / "x.safetensors")
+    text = f'[models.l]\nmodel = "{named.format(models=models)}"\nrole = "lora"\ntenants = ["studio"]\n'
+    said = read(settings.model_copy(update={"models_dir": models}), text)
+    assert said.refusal(ref.format(models=models), "press", "lora")
+    assert said.refusal(ref.format(models=models), "studio", "lora") is None
+
+
+def test_a_file_of_its_own_is_not_kept_with_another(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    for name in ("x", "y"):
+        (tmp_path / "loras" / f"{name}.safetensors").touch()
+    text = "".join(
+        f'[models.{name}]\nmodel = "{model}"\nrole = "lora"\ntenants = ["{name}"]\n'
+        for name, model in (("one", "org/loras/x.safetensors"), ("two", "org/loras/y.safetensors"),
+                            ("three", "file:x.safetensors"))
+    )  # fmt: skip
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "x.safetensors").touch()
+    said = read(settings.model_copy(update={"models_dir": tmp_path}), text)
+    assert said.refusal("file:x.safetensors", "anybody", "lora")
+    assert said.refusal("file:x.safetensors", "anybody") is None
+    assert said.refusal("org/loras/x.safetensors", "one") is None
+    assert said.refusal("org/loras/y.safetensors", "one")
+    assert said.refusal("org/loras/z.safetensors", "anybody") is None
+    assert said.refusal("file:y.safetensors", "anybody") is None
+    assert said.refusal("org", "anybody") is None
+
+
+def test_what_stands_beside_a_model_is_no_model(settings: Settings) -> None:
+    said = read(settings, '[models.l]\nmodel = "org/x/y.safetensors"\nrole = "lora"\n[models.m]\nmodel = "org/m"\n')
+    lora, model = said.models["l"], said.models["m"]
+    assert (lora.reference, lora.unfit("lora"), model.unfit(None)) == ("org/x/y.safetensors", None, None)
+    assert lora.unfit(None) == "'l' is a lora, which is named beside a model (models.toml)"
+    assert 'add role = "lora" if it is one' in (model.unfit("lora") or "")
+    assert wrong(settings, '[models.l]\nmodel = "org/x"\nrole = "lora"\nqueue = "big"\nvae_tiling = true\n') == [
+        f"line {line}: l.{key}: has no effect on what stands beside a model: leave it out"
+        for line, key in ((4, "queue"), (5, "vae_tiling"))
+    ]
+    assert "must be one of" in wrong(settings, '[models.l]\nmodel = "org/x"\nrole = "style"\n')[0]
+
+
 def test_the_revision_of_an_alias_is_the_operators() -> None:
     said = file(gpt2={"model": "gpt2", "revision": "abc"})
     assert said.refusal("gpt2", "anybody") is None

@@ -48,7 +48,15 @@ def lane_of(**params: Any) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["org/name", "org/name@v1", "org/name/file.safetensors", "org/name/sub/file.safetensors@main", "/m/x"]
+    "name",
+    [
+        "org/name",
+        "org/name@v1",
+        "org/name/file.safetensors",
+        "org/name/sub/file.safetensors@main",
+        "/m/x",
+        "house.lora",
+    ],
 )
 def test_a_lane_has_what_its_jobs_name(name: str) -> None:
     lane, params = lane_of(adapters=[{"model": name, "weight": 0.5}])
@@ -83,7 +91,7 @@ def test_folders_are_settled_where_jobs_are_submitted(tmp_path: Path, monkeypatc
         ({"adapters": [{"model": "file:x.ckpt"}]}, "params.adapters.0.model", "is a pickle"),
         ({"adapters": [{"model": "file:x"}]}, "params.adapters.0.model", "file:name.safetensors"),
         ({"adapters": [{"model": "s3://bucket/x"}]}, "params.adapters.0.model", "must be a hub id"),
-        ({"adapters": [{"model": "name"}]}, "params.adapters.0.model", "must be a hub id"),
+        ({"adapters": [{"model": "na me"}]}, "params.adapters.0.model", "must be a hub id"),
         ({"adapters": [{"model": "org/../x"}]}, "params.adapters.0.model", "must be a hub id"),
         ({"adapters": [{"model": "~nobody-here/x"}]}, "params.adapters.0.model", "no such home folder"),
         ({"adapters": [{"model": "a/b", "weight": 9}]}, "params.adapters.0.weight", "must be at most 4"),

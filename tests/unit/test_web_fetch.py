@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             while True:
                 self.wfile.write(b"0" * 65536)
+        elif kind in ("trickle", "slow-head"):
+            self.send_response(200)
+            if kind == "trickle":
+                self.end_headers()
+            with suppress(OSError):
+                while not self.server.over.wait(0.05):  # type: ignore[attr-defined]
+                    self.wfile.write(b"0")
         elif kind == "cut":
             self.send_response(200)
             self.send_header("Content-Length", str(len(BODY)))
@@ -61,12 +69,14 @@ def server(authority: trustme.CA) -> Iterator[http.server.ThreadingHTTPServer]:
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     made.daemon_threads = True
     made.asked = []  # type: ignore[attr-defined]
+    made.over = threading.Event()  # type: ignore[attr-defined]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("pictures.example").configure_cert(context)
     made.socket = context.wrap_socket(made.socket, server_side=True)
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
+    made.over.set()  # type: ignore[attr-defined]
     made.shutdown()
     made.server_close()
     thread.join()
@@ -129,6 +139,17 @@ def test_an_answer_without_end_ends_at_the_cap(get: Callable[..., bytes]) -> Non
     assert failed(lambda: get("/endless", most=3 * 10**6)).code == "input_too_big"
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("path", ["/trickle", "/slow-head"])
+def test_an_answer_that_trickles_in_holds_nobody_up(
+    get: Callable[..., bytes], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "WHOLE_S", 0.5)
+    error = failed(lambda: get(path))
+    assert (error.code, error.retryable) == ("input_unreachable", True)
+    assert "took more than" in error.message
+
+
 def test_an_answer_that_is_cut_off_is_tried_again(get: Callable[..., bytes]) -> None:
     error = failed(lambda: get("/cut"))
     assert (error.code, error.retryable) == ("input_unreachable", True)
@@ -136,6 +157,20 @@ def test_an_answer_that_is_cut_off_is_tried_again(get: Callable[..., bytes]) -> 
 
 def test_a_certificate_for_another_name_is_not_trusted(get: Callable[..., bytes]) -> None:
     assert failed(lambda: get("/a", host="other.example")).code == "input_refused"
+
+
+def test_a_server_that_hangs_up_is_tried_again(get: Callable[..., bytes], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+
+        def hang_up() -> None:
+            connection, _ = busy.accept()
+            connection.recv(65536)
+            connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        url = f"https://pictures.example:{busy.getsockname()[1]}/a"
+        error = failed(lambda: fetch(url, tmp_path / "content", most_bytes=10**6))
+    assert (error.code, error.retryable) == ("input_unreachable", True)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,17 @@ from shared.errors import JobFailed, ModelRejected
 from shared.tasks.videos import VideoParams
 from workers.generators import Device, Done, Failed, Generator, ModelFiles, Outcome, Output, Run, Work
 from workers.generators.long_prompts import excess
+from workers.generators.memory import MemoryPlan
 from workers.generators.picture_pipelines import (
     each_pass,
+    free_bytes,
+    hold,
     load_pipeline,
     move_to_device,
     move_to_host,
     order_for_convolutions,
     own_defaults,
+    weight_bytes,
 )
 from workers.generators.pretrained import dtype_on
 from workers.generators.samplers import Samplers
@@ -73,6 +77,7 @@ class DiffusersVideos(Generator):
     deed: ClassVar[str]
     #: params that the pipeline's call has to have, where a job sets them
     called: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt", "width", "height", "decode_chunk_size")
+    heeds: ClassVar[frozenset[str]] = frozenset({"offload", "vae_slicing", "vae_tiling"})
 
     @classmethod
     @abstractmethod
@@ -89,7 +94,7 @@ class DiffusersVideos(Generator):
         """Load safetensors only, and no code of the model's own.
 
         Raises `ModelRejected`: `model_wrong_task` for a model of another kind, `model_not_a_model` if files are missing
-        or cannot be read, `library_missing` if its pipeline needs more than is installed.
+        or cannot be read, `library_missing` if its pipeline needs more than is installed, `memory_unsupported`.
         """
         if files is None:
             raise ModelRejected("model_not_found", "this task needs a model")
@@ -97,17 +102,19 @@ class DiffusersVideos(Generator):
         if isinstance(found, str):
             raise ModelRejected("model_wrong_task", f"{files.ref} cannot {cls.deed}: {found}")
         dtype = dtype_on(device)
+        plan = files.memory.fitting(weight_bytes(files, dtype), free_bytes(device.name))
         try:
             pipe = load_pipeline(files, found, dtypes(files.config, dtype))
         except ImportError as error:  # some families ask for a library that nobody else needs
             raise ModelRejected("library_missing", f"{files.ref} needs a library that is not here: {error}") from error
-        pipe.to(device.name)
-        if device.name != "cpu":
+        hold(pipe, files, plan, device.name)
+        if device.name != "cpu" and not plan.held_on_host:
             order_for_convolutions(pipe)
-        return cls(pipe, files, Device(device.name, str(dtype).removeprefix("torch.")))
+        return cls(pipe, files, Device(device.name, str(dtype).removeprefix("torch.")), plan)
 
-    def __init__(self, pipe: Any, files: ModelFiles, device: Device) -> None:
+    def __init__(self, pipe: Any, files: ModelFiles, device: Device, plan: MemoryPlan) -> None:
         self._pipe = pipe
+        self._plan = plan
         self._device = device.name
         self._files = files
         self._dtype = device.dtype
@@ -167,13 +174,15 @@ class DiffusersVideos(Generator):
             yield from self._alike(alike, run)
 
     def park(self) -> bool:
-        """Move everything to the host."""
-        move_to_host(self._pipe)
+        """Move everything to the host, where it is not there already."""
+        if not self._plan.held_on_host:
+            move_to_host(self._pipe)
         return True
 
     def unpark(self) -> None:
         """Move everything back."""
-        move_to_device(self._pipe, self._device)
+        if not self._plan.held_on_host:
+            move_to_device(self._pipe, self._device)
 
     def unload(self) -> None:
         """Drop the pipeline and give its memory back."""
@@ -186,7 +195,8 @@ class DiffusersVideos(Generator):
         """What the jobs of one call have to share."""
         params: VideoParams = job.params
         what = (self._frames(job), self._fps(params), params.num_inference_steps, params.decode_chunk_size)
-        return *self._size(job), *what, self._guidance(params), params.negative_prompt is not None
+        way = (params.scheduler, params.flow_shift, self._guidance(params))
+        return *self._size(job), *what, *way, params.negative_prompt is not None
 
     def _room(self, job: Work) -> int:
         """Most videos like those of this job in one call."""
@@ -244,6 +254,7 @@ class DiffusersVideos(Generator):
                 "param_unsupported",
                 f"`negative_prompt` has no effect with this model's {guiding} of {guidance:g}: remove it{advice}",
             )
+        self._samplers.check(params.scheduler, params.flow_shift)
         self._check_size(params)
         self._check_frames(params)
         if params.long_prompt == "fail":
@@ -334,7 +345,9 @@ class DiffusersVideos(Generator):
             run.step(job_ids, at * steps + steps_done, slices * steps)
             return {}
 
-        call = self._given(videos)
+        call, params = self._given(videos), videos[0].job.params
+        if (scheduler := self._samplers.make(params.scheduler, params.flow_shift)) is not None:
+            self._pipe.scheduler = scheduler
         if "callback_on_step_end" in self._accepts:
             return self._made(call | {"callback_on_step_end": on_step})
         with each_pass(self._pipe, lambda done: on_step(self._pipe, done, None, {}), asked):
@@ -342,8 +355,6 @@ class DiffusersVideos(Generator):
 
     def _made(self, call: Mapping[str, Any]) -> list[Made]:
         """One call of the pipeline. What comes out is rounded on the device: a quarter of the bytes leaves it."""
-        if (scheduler := self._samplers.make(None)) is not None:
-            self._pipe.scheduler = scheduler
         result = self._pipe(output_type="pt", **call)
         made = []
         for number, video in enumerate(result.frames):  # (frames, channels, height, width) between 0 and 1
@@ -412,7 +423,9 @@ class DiffusersVideos(Generator):
         films, beside = [], []
         for index, one in enumerate(made):
             record = self._record(Video(job, index), one.frames)
-            film, *others = outputs_of(one.frames, one.sound, job.params, record, self._samplers.words(None))
+            film, *others = outputs_of(
+                one.frames, one.sound, job.params, record, self._samplers.words(job.params.scheduler)
+            )
             films.append(film)
             beside += others
         return [*films, *beside]

@@ -36,27 +36,34 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 
 
+#: schedulers that are kept ready to be copied; jobs may ask for any number of shifts
+MOST_KEPT = 64
+
+
 class Samplers:
     """The schedulers that a model may run with."""
 
     def __init__(self, own: Any) -> None:
         """`own` is the one that came with the model; None if a pipeline's schedulers are to stay as they are."""
         self._own = own
-        self._fresh: dict[str | None, Any] = {}
+        self._fresh: dict[tuple[str | None, float | None], Any] = {}
 
-    def make(self, name: str | None) -> Any:
+    def make(self, name: str | None, flow_shift: float | None = None) -> Any:
         """A fresh scheduler (they keep state), from the model's own settings; None = the pipeline's stays.
 
-        Raises `JobFailed`: `scheduler_unsupported`.
+        Raises `JobFailed`: `scheduler_unsupported`, `param_unsupported`.
         """
-        if name not in self._fresh:
-            self._fresh[name] = self._made(name)
-        return copy.deepcopy(self._fresh[name])
+        self.check(name, flow_shift)
+        return copy.deepcopy(self._fresh[name, flow_shift])
 
-    def check(self, name: str | None) -> None:
+    def check(self, name: str | None, flow_shift: float | None = None) -> None:
         """Raise what `make` would."""
-        if name not in self._fresh:
-            self._fresh[name] = self._made(name)
+        if (name, flow_shift) in self._fresh:
+            return
+        made = self._made(name)
+        if len(self._fresh) >= MOST_KEPT:
+            self._fresh.clear()
+        self._fresh[name, flow_shift] = made if flow_shift is None else _shifted(made, flow_shift)
 
     def words(self, name: str | None) -> str:
         """The scheduler's name in the web UI's words."""
@@ -79,6 +86,26 @@ class Samplers:
 
 
 def _replaceable(scheduler: Any) -> bool:
-    """Whether any of `SCHEDULERS` can stand for it: all of one family, which a model of rectified flow is not."""
+    """Whether any of `SCHEDULERS` can stand for it: all of one family.
+
+    A model of rectified flow is not of it, nor one that is told the noise itself in place of a step's number.
+    """
     family = {*(each.name for each in KarrasDiffusionSchedulers), "LCMScheduler"}
-    return type(scheduler).__name__ in family and scheduler.config.get("prediction_type") != "flow_prediction"
+    own = getattr(scheduler, "config", {})
+    return (
+        type(scheduler).__name__ in family
+        and own.get("prediction_type") != "flow_prediction"
+        and own.get("timestep_type") != "continuous"
+    )
+
+
+def _shifted(scheduler: Any, shift: float) -> Any:
+    """The same, with another shift of its noise. Raises `JobFailed` if it has none that could be set."""
+    own = getattr(scheduler, "config", {})
+    name = "flow_shift" if own.get("use_flow_sigmas") else "shift"
+    flows = own.get("use_flow_sigmas") or type(scheduler).__name__.startswith("FlowMatch")
+    if not flows or name not in own:
+        raise JobFailed("param_unsupported", "this model's way from noise to video has no `flow_shift`: remove it")
+    if own.get("use_dynamic_shifting"):
+        raise JobFailed("param_unsupported", "this model sets its shift by the size of the video: remove `flow_shift`")
+    return type(scheduler).from_config(own, **{name: shift})

@@ -11,8 +11,8 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -39,6 +39,8 @@ __all__ = ["InputFile", "Inputs"]
 
 #: files fetched at the same time
 AT_ONCE = 4
+#: seconds between two looks at whether somebody still waits for them
+LOOK_S = 0.5
 
 _Name = tuple[str, str, InputKind]
 
@@ -81,14 +83,16 @@ class Inputs:
                 with self._guard:
                     self._of_job[job.id] = [(each.place, self._asked(job, each)) for each in named]
 
-    def of(self, job_id: str) -> Mapping[str, InputFile]:
+    def of(self, job_id: str, check: Callable[[], None] = lambda: None) -> Mapping[str, InputFile]:
         """The files of a job by their place in its params, once they are here.
 
-        Raises `JobFailed` if one cannot be had or is not what the job takes it for, `Unavailable` if the storage or the
-        database does not answer.
+        Meanwhile `check` is called now and then, and may raise. Raises `JobFailed` if one cannot be had or is not what
+        the job takes it for, `Unavailable` if the storage or the database does not answer.
         """
         with self._guard:
             named = [(place, self._fetched[name].file) for place, name in self._of_job.get(job_id, ())]
+        while wait([file for _, file in named], timeout=LOOK_S).not_done:
+            check()
         return {place: file.result() for place, file in named}
 
     def keep_only(self, job_ids: Iterable[str]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -27,6 +29,47 @@ _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = frozenset({404, 410})
 
 
+class _Cut:
+    """Cuts connections that were begun too long ago, whoever waits for what trickles in from them."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic() + WHOLE_S
+        self._begun: list[tuple[threading.Timer, socket.socket]] = []
+
+    def watch(self, connection: socket.socket) -> None:
+        """From now on."""
+        same = connection.dup()  # TLS takes the first one away
+        timer = threading.Timer(max(0.0, self._at - time.monotonic()), _shut, (same,))
+        timer.daemon = True
+        self._begun.append((timer, same))
+        timer.start()
+
+    def require_time(self, url: str) -> None:
+        """Raise `JobFailed` if there is none left: a connection that was cut may look like one that has ended."""
+        if time.monotonic() >= self._at:
+            raise JobFailed("input_unreachable", f"{url} took more than {WHOLE_S:.0f} s", retryable=True)
+
+    def close(self) -> None:
+        """Cut nothing any more."""
+        for timer, same in self._begun:
+            timer.cancel()
+            same.close()
+
+
+def _shut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(urllib3.connection.HTTPSConnection):
+    cut: _Cut
+
+    def _new_conn(self) -> socket.socket:
+        made = super()._new_conn()
+        self.cut.watch(made)
+        return made
+
+
 def fetch(url: str, into: Path, *, most_bytes: int, private_hosts: Collection[str] = ()) -> int:
     """Write what an https address holds into a file; returns its bytes.
 
@@ -40,6 +83,7 @@ def fetch(url: str, into: Path, *, most_bytes: int, private_hosts: Collection[st
         raise JobFailed("input_refused", f"{url} is no address") from None
     if parts.scheme != "https" or not host:
         raise JobFailed("input_refused", f"{url}: only https:// addresses are fetched")
+    cut = _Cut()
     address = _resolved(host, port, anywhere=any(fnmatchcase(host, pattern) for pattern in private_hosts))
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=-._~") + (f"?{parts.query}" if parts.query else "")
     named = host if port == 443 else f"{host}:{port}"
@@ -47,6 +91,7 @@ def fetch(url: str, into: Path, *, most_bytes: int, private_hosts: Collection[st
         address, port, server_hostname=host, assert_hostname=host, ssl_context=ssl.create_default_context(), maxsize=1,
         timeout=urllib3.Timeout(connect=CONNECT_S, read=READ_S), retries=False,
     )  # fmt: skip
+    pool.ConnectionCls = type("_Watched", (_Connection,), {"cut": cut})
     try:
         response = pool.urlopen(
             "GET", target, headers={"Host": named, "User-Agent": "aigc", "Accept-Encoding": "identity"},
@@ -54,15 +99,22 @@ def fetch(url: str, into: Path, *, most_bytes: int, private_hosts: Collection[st
         )  # fmt: skip
         try:
             _require_content(url, response.status, response.headers.get("Location"))
-            return _save(url, response.stream(PIECE), into, most_bytes)
+            return _save(url, response.stream(PIECE), into, most_bytes, cut)
         finally:
             response.close()
-    except urllib3.exceptions.SSLError as error:
-        raise JobFailed("input_refused", f"{url}: its certificate is not trusted: {error}") from None
     except (urllib3.exceptions.HTTPError, OSError) as error:
+        cut.require_time(url)
+        if isinstance(error, urllib3.exceptions.SSLError) and not _is_broken_off(error):
+            raise JobFailed("input_refused", f"{url}: its certificate is not trusted: {error}") from None
         raise JobFailed("input_unreachable", f"{url}: {type(error).__name__}: {error}", retryable=True) from None
     finally:
         pool.close()
+        cut.close()
+
+
+def _is_broken_off(error: urllib3.exceptions.SSLError) -> bool:
+    """Whether TLS came to an end before anything was said of the certificate."""
+    return any(isinstance(each, ssl.SSLError) and not isinstance(each, ssl.CertificateError) for each in error.args)
 
 
 def _resolved(host: str, port: int, *, anywhere: bool) -> str:
@@ -111,14 +163,14 @@ def _require_content(url: str, status: int, location: str | None) -> None:
     raise JobFailed("input_refused", f"{url}: the server refuses it (status {status})")
 
 
-def _save(url: str, pieces: Iterator[bytes], into: Path, most_bytes: int) -> int:
-    total, deadline = 0, time.monotonic() + WHOLE_S
+def _save(url: str, pieces: Iterator[bytes], into: Path, most_bytes: int, cut: _Cut) -> int:
+    total = 0
     with into.open("wb") as file:
         for piece in pieces:
             total += len(piece)
             if total > most_bytes:
                 raise JobFailed("input_too_big", f"{url} has more than {most_bytes / 1e6:,.0f} MB (AIGC_INPUT_MB)")
-            if time.monotonic() > deadline:
-                raise JobFailed("input_unreachable", f"{url} took more than {WHOLE_S:.0f} s", retryable=True)
+            cut.require_time(url)
             file.write(piece)
+    cut.require_time(url)
     return total
