@@ -163,15 +163,17 @@ class Rounds:
         """The median."""
         return statistics.median(sample.rate for sample in self.taken[arm])
 
-    def measured(self, row: str, over: str, under: str, *, unit: str, how: str, **details: Any) -> Measured:
-        """The rate of one arm over that of another, round by round."""
+    def measured(
+        self, row: str, over: str, under: str, *, unit: str, how: str, per_s: float = 1, **details: Any
+    ) -> Measured:
+        """The rate of one arm over that of another, round by round; `per_s` of these units are one a second."""
         pairs = list(zip(self.taken[over], self.taken[under], strict=True))
         ratios = [a.rate / b.rate for a, b in pairs]
         return Measured(
             row,
             statistics.median(ratios),
             (min(ratios), max(ratios)),
-            f"{self.rate(over):,.4g} against {self.rate(under):,.4g} {unit}",
+            f"{per_s * self.rate(over):,.4g} against {per_s * self.rate(under):,.4g} {unit}",
             how,
             {arm: [sample.rate for sample in self.taken[arm]] for arm in (over, under)},
             {"load": dict(self.load), **details},
