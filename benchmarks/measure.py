@@ -45,6 +45,8 @@ class Plan:
     quick: bool
     #: only to see that everything runs: the figures mean nothing, and are not kept
     trial: bool = False
+    #: of the usual seconds, for a family whose rows are many
+    share: float = 1.0
 
     @property
     def rounds(self) -> int:
@@ -54,7 +56,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Steady work of each arm, in all its rounds together, at least."""
-        return 1.0 if self.trial else 7.0 if self.quick else 60.0
+        return self.share * (1.0 if self.trial else 7.0 if self.quick else 60.0)
 
     @property
     def words(self) -> str:

@@ -74,8 +74,8 @@ GROWN: Mapping[str, Grown] = {
         "whisper",
         {
             "": {
-                "d_model": 192, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
-                "decoder_attention_heads": 4, "encoder_ffn_dim": 768, "decoder_ffn_dim": 768, "init_std": 0.1,
+                "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 512,
+                "decoder_ffn_dim": 512, "init_std": 0.1,
             }
         },
     ),

@@ -19,6 +19,7 @@ import av
 import numpy as np
 import soundfile
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import (
@@ -35,6 +36,7 @@ from transformers import (
 from benchmarks.baselines.serving import serve
 
 Job = dict[str, Any]
+_BT709 = 1
 #: number of a job, and what writes its file to a path that still lacks its ending
 Made = Iterator[tuple[int, Callable[[Path], None]]]
 
@@ -248,8 +250,13 @@ def _write_film(frames: Any, fps: int, path: Path) -> None:
     with av.open(str(path.with_suffix(".mp4")), "w", options={"movflags": "+faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "medium"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        context = stream.codec_context
+        context.color_range, context.colorspace = ColorRange.MPEG, _BT709
+        context.color_primaries = context.color_trc = _BT709
         for number, shades in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(shades, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(shades, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

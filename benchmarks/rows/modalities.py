@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from benchmarks.work import Job
 
 #: jobs of the round that warms up, and is compared
 CHECKED = 8
+#: of the seconds that a quick run gives to an arm
+QUICK_SHARE = 5 / 7
 #: different pictures and recordings that jobs begin with
 INPUTS = 16
 #: jobs together in B0, of which the best is found by a trial
@@ -86,7 +88,9 @@ class Modality:
 
 
 def modalities(bench: Bench) -> Iterator[Measured]:
-    """Each as soon as it is measured."""
+    """Each as soon as it is measured. Seven rows take their share of a quick run's ten minutes: 5 s an arm."""
+    if bench.plan.quick:
+        bench = replace(bench, plan=replace(bench.plan, share=QUICK_SHARE))
     inputs = bench.folder / "inputs"
     _write_inputs(inputs)
     openmp = {arm: _best_openmp(bench, arm, inputs) for arm in ("pipeline", "b0")}
@@ -104,13 +108,14 @@ def _measured(
     check = jobs_of(modality, CHECKED, inputs)
     lossless = [{**job, "params": _lossless(job["params"])} for job in check]
     batch = pipeline.run(lossless).batch
-    b0.run(lossless, "check", size=modality.together)
+    warm_s = b0.run(lossless, "check", size=modality.together)["seconds"]
     theirs = [b0.folder / "check" / f"{i}{_ending(modality, lossless)}" for i in range(CHECKED)]
     alike = modality.compare(files_of(pipeline, batch), theirs)
     bench.say(f"{modality.task}: {alike}")
     size = int(bench.choice(f"b0 {modality.model}", lambda: _batches(b0, modality, inputs), str(modality.together)))
-    rate = Sample(CHECKED, b0.run(check, "warm", size=size)["seconds"]).rate
-    jobs = jobs_of(modality, bench.plan.size(rate, deal=CHECKED), inputs)
+    if not bench.plan.quick:  # which has no time for a second look
+        warm_s = b0.run(check, "warm", size=size)["seconds"]
+    jobs = jobs_of(modality, bench.plan.size(CHECKED / warm_s, deal=CHECKED), inputs)
     rounds = bench.interleave(
         {
             "pipeline": lambda: pipeline.run(jobs).sample(),
@@ -212,7 +217,7 @@ def _vectors(ours: Sequence[bytes], theirs: Sequence[Path]) -> str:
 
 
 def _written(ours: Sequence[bytes], theirs: Sequence[Path]) -> str:
-    same = sum(body.decode() == path.read_text() for body, path in zip(ours, theirs, strict=True))
+    same = sum(body == path.read_bytes() for body, path in zip(ours, theirs, strict=True))
     if same < len(ours):
         raise RuntimeError(f"only {same} of {len(ours)} texts are equal in both arms")
     return f"{same} of {len(ours)} texts equal"
@@ -255,14 +260,14 @@ MODALITIES: Mapping[str, Modality] = {
         _written, "txt", 8,
     ),
     "super_resolution_b0": Modality(
-        "super-resolution", "enlarger", _enlarged, "96×64 to 192×128 px, webp, Swin2SR", _shades, "webp"
+        "super-resolution", "enlarger", _enlarged, "96×64 to 192×128 px, webp, Swin2SR", _shades, "webp", 2
     ),
     "speech_b0": Modality("text-to-speech", "voice", _sentence, "a sentence each, flac, VITS", _sounds, "flac", 1),
-    "sound_b0": Modality("text-to-audio", "composer", _piece, "2 s each, wav, MusicGen", _sounds, "wav", 8),
+    "sound_b0": Modality("text-to-audio", "composer", _piece, "2 s each, wav, MusicGen", _sounds, "wav", 16),
     "recognition_b0": Modality(
-        "automatic-speech-recognition", "listener", _recording, "3 to 10 s each, Whisper", _written, "txt"
+        "automatic-speech-recognition", "listener", _recording, "3 to 10 s each, Whisper", _written, "txt", 8
     ),
     "video_b0": Modality(
-        "text-to-video", "filmer", _film, "33 frames of 128×96 in 4 steps each, mp4 and poster, LTX", _films, "mp4", 2
+        "text-to-video", "filmer", _film, "33 frames of 128×96 in 4 steps each, mp4 and poster, LTX", _films, "mp4", 1
     ),
 }  # fmt: skip
