@@ -59,7 +59,7 @@ def million(bench: Bench) -> list[Measured]:
             if number + 1 < bench.plan.rounds:
                 shutil.rmtree(data)
     scale = "" if count == 1_000_000 else f"; a quick run: {count:,} lines in tenths, not a million"
-    scale = f"; {len(every)} submissions{scale}"
+    how_many = f"; {len(every)} submissions{scale}"
     tenths = [seen.tenths for seen in every]
     details = {"load": load.note, "tenths_s": tenths, "seconds": [seen.seconds for seen in every], "lines": count}
     grown, seconds = middle([seen.grown for seen in every]), middle([seen.seconds for seen in every])
@@ -67,12 +67,12 @@ def million(bench: Bench) -> list[Measured]:
     return [
         Measured(
             "million_memory", *grown, f"{grown[0]:.0f} MB, {count / seconds[0]:,.0f} lines/s",
-            f"peak of resident memory over what it was after a submission of 1,000{scale}", details=details,
+            f"peak of resident memory over what it was after a submission of 1,000{how_many}", details=details,
         ),
         Measured(
             "million_pace", *middle([times[0] / times[-1] for times in tenths]),
             f"{first[0]:.2f} s for the first tenth, {last[0]:.2f} s for the last",
-            f"reading, validating and storing a tenth of the lines{scale}", details=details,
+            f"reading, validating and storing a tenth of the lines{how_many}", details=details,
         ),
         _status(bench, client, every[-1].batch, count, scale),
     ]  # fmt: skip
