@@ -37,6 +37,8 @@ from benchmarks.baselines.serving import serve
 
 Job = dict[str, Any]
 _BT709 = 1
+#: of an encoder of videos: what it writes depends on their number
+_THREADS = 4
 #: number of a job, and what writes its file to a path that still lacks its ending
 Made = Iterator[tuple[int, Callable[[Path], None]]]
 
@@ -253,6 +255,7 @@ def _write_film(frames: Any, fps: int, path: Path) -> None:
         context = stream.codec_context
         context.color_range, context.colorspace = ColorRange.MPEG, _BT709
         context.color_primaries = context.color_trc = _BT709
+        context.thread_count = _THREADS
         for number, shades in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(shades, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
