@@ -39,6 +39,13 @@ class Goal:
 GOALS: Mapping[str, Goal] = {
     "text_b0": Goal("text 124M, mixed: pipeline / B0", 0.90, 0.95),
     "pictures_b0": Goal("pictures: pipeline / B0 (webp)", 0.88, 0.93),
+    "embeddings_b0": Goal("embeddings: pipeline / B0", 0.88, None),
+    "captions_b0": Goal("captions: pipeline / B0", 0.88, None),
+    "super_resolution_b0": Goal("super-resolution: pipeline / B0 (webp)", 0.88, None),
+    "speech_b0": Goal("speech: pipeline / B0 (flac)", 0.88, None),
+    "sound_b0": Goal("sound: pipeline / B0 (wav)", 0.88, None),
+    "recognition_b0": Goal("recognition of speech: pipeline / B0", 0.88, None),
+    "video_b0": Goal("video: pipeline / B0 (mp4)", 0.88, None),
     "text_b1": Goal("text 124M, mixed: pipeline / B1", 4, 6),
     "text_b2": Goal("text 124M, mixed: pipeline / B2", 1.7, 2.2),
     "small_latents_b1": Goal("pictures, small latents: pipeline / B1", 2.5, 4),

@@ -45,6 +45,8 @@ class Plan:
     quick: bool
     #: only to see that everything runs: the figures mean nothing, and are not kept
     trial: bool = False
+    #: of the usual seconds, for a family whose rows are many
+    share: float = 1.0
 
     @property
     def rounds(self) -> int:
@@ -54,7 +56,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Steady work of each arm, in all its rounds together, at least."""
-        return 1.0 if self.trial else 7.0 if self.quick else 60.0
+        return self.share * (1.0 if self.trial else 7.0 if self.quick else 60.0)
 
     @property
     def words(self) -> str:
@@ -163,15 +165,17 @@ class Rounds:
         """The median."""
         return statistics.median(sample.rate for sample in self.taken[arm])
 
-    def measured(self, row: str, over: str, under: str, *, unit: str, how: str, **details: Any) -> Measured:
-        """The rate of one arm over that of another, round by round."""
+    def measured(
+        self, row: str, over: str, under: str, *, unit: str, how: str, per_s: float = 1, **details: Any
+    ) -> Measured:
+        """The rate of one arm over that of another, round by round; `per_s` of these units are one a second."""
         pairs = list(zip(self.taken[over], self.taken[under], strict=True))
         ratios = [a.rate / b.rate for a, b in pairs]
         return Measured(
             row,
             statistics.median(ratios),
             (min(ratios), max(ratios)),
-            f"{self.rate(over):,.4g} against {self.rate(under):,.4g} {unit}",
+            f"{per_s * self.rate(over):,.4g} against {per_s * self.rate(under):,.4g} {unit}",
             how,
             {arm: [sample.rate for sample in self.taken[arm]] for arm in (over, under)},
             {"load": dict(self.load), **details},

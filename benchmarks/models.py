@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.modality_models import GROWN, ROOT, build
+
 #: outside of git, removed by `make clean`
 CACHE = ROOT / ".bench"
 
@@ -82,6 +83,8 @@ def model(name: str) -> Path:
 def _builder(kind: str) -> Callable[[Path, int], None]:
     if kind in TEXTS:
         return lambda folder, seed: _build_text(folder, TEXTS[kind], seed)
+    if kind in GROWN:
+        return lambda folder, seed: build(folder, GROWN[kind], seed)
     return lambda folder, seed: _build_pictures(folder, PICTURES[kind], seed)
 
 

@@ -26,7 +26,7 @@ from benchmarks.table import Results, show, write_docs
 def main() -> int:
     """1 if something broke, else 0; a goal that is not met is a result, no failure."""
     parser = argparse.ArgumentParser(prog="benchmarks.run", description="measure this project against its baselines")
-    parser.add_argument("--quick", action="store_true", help="three rounds, 7 s an arm")
+    parser.add_argument("--quick", action="store_true", help="three rounds, 7 s an arm; 5 s in `modalities`")
     parser.add_argument("--trial", action="store_true", help="one short round each, to see that everything runs")
     parser.add_argument("--only", action="append", choices=sorted({*GOALS, *FAMILIES}), help="a row or a family")
     parser.add_argument("--resume", action="store_true", help="leave out what the last run has measured")

@@ -37,6 +37,13 @@ def short(jobs: Sequence[Job]) -> list[Job]:
     return [{**job, "params": {**job["params"], "max_new_tokens": 4}} for job in jobs]
 
 
+def quarter(jobs: Sequence[Job]) -> list[Job]:
+    """The same with a quarter of the new tokens each."""
+    return [
+        {**job, "params": {**job["params"], "max_new_tokens": job["params"]["max_new_tokens"] // 4}} for job in jobs
+    ]
+
+
 def _texts(model: Path, count: int, prompt: tuple[int, int], new: tuple[int, int], seed: int) -> list[Job]:
     from transformers import AutoTokenizer
 

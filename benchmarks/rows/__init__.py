@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ class Family:
     function: str
     rows: tuple[str, ...]
 
-    def load(self) -> Callable[[Bench], list[Measured]]:
+    def load(self) -> Callable[[Bench], Iterable[Measured]]:
         """The function that measures them."""
-        function: Callable[[Bench], list[Measured]] = getattr(import_module(self.module), self.function)
+        function: Callable[[Bench], Iterable[Measured]] = getattr(import_module(self.module), self.function)
         return function
 
 
@@ -33,6 +33,19 @@ FAMILIES: Mapping[str, Family] = {
     "tiny": Family("benchmarks.rows.tiny", "tiny", ("tiny_b1",)),
     "texts": Family("benchmarks.rows.texts", "texts", ("text_b0", "text_b1", "text_b2")),
     "pictures": Family("benchmarks.rows.pictures", "pictures", ("pictures_b0",)),
+    "modalities": Family(
+        "benchmarks.rows.modalities",
+        "modalities",
+        (
+            "embeddings_b0",
+            "captions_b0",
+            "super_resolution_b0",
+            "speech_b0",
+            "sound_b0",
+            "recognition_b0",
+            "video_b0",
+        ),
+    ),
     "small_latents": Family("benchmarks.rows.pictures", "small_latents", ("small_latents_b1",)),
     "slow_storage": Family("benchmarks.rows.slow_storage", "slow_storage", ("slow_storage",)),
     "models": Family("benchmarks.rows.four_models", "four_models", ("models_loads", "models_wall", "models_wait")),

@@ -28,23 +28,22 @@ def four_models(bench: Bench) -> list[Measured]:
     Before the first, each has run one job of the first model, so that neither pays for importing torch; and each begins
     a round with what the one before has left in memory.
     """
-    count, over_s = (30, 5.0) if bench.plan.quick else (240, 40.0)
+    count, over_s = (8, 1.5) if bench.plan.quick else (240, 40.0)
     kind = "gpt2-7m" if bench.plan.trial else "gpt2-124m"
     jobs = _arrivals([model(f"{kind}.{copy + 1}") for copy in range(MODELS)], count, over_s)
-    rounds = 1 if bench.plan.quick else 3
     ours, theirs = [], []
     pipeline = Deployment(bench.folder / "pipeline", resident_models=str(ROOM))
     lru = Resident("lru", "--room", str(ROOM), folder=bench.folder / "lru")
     with Load() as load, together(pipeline, lru):
         _ours(pipeline, jobs[:1])
         lru.run(jobs[:1], "warm")
-        for _ in range(rounds):
+        for _ in range(bench.plan.rounds):
             ours.append(_ours(pipeline, jobs))
             bench.say(f"pipeline: {ours[-1]}")
             theirs.append(lru.run(jobs, "out"))
             bench.say(f"arrival order: {theirs[-1]}")
     how = (
-        f"{count} short texts arriving over {over_s:g} s, each for the next of four models; {rounds} round(s) of each "
+        f"{count} short texts arriving over {over_s:g} s, each for the next of four models; {len(ours)} rounds of each "
         f"side; from the first arrival to the last commit"
     )
     details = {"load": load.note, "pipeline": ours, "arrival_order": theirs, "openmp": "passive"}

@@ -32,7 +32,7 @@ def pictures(bench: Bench) -> list[Measured]:
         check = picture_jobs(folder, DEAL, sides=sides, steps=steps, form="png")
         ran = pipeline.run(check)
         rate = Sample(DEAL, b0.run(check, "check", sizes=sizes)["seconds"]).rate
-        drift = furthest(pictures_of(pipeline, ran.batch), [b0.folder / "check" / f"{i}.png" for i in range(DEAL)])
+        drift = furthest(files_of(pipeline, ran.batch), [b0.folder / "check" / f"{i}.png" for i in range(DEAL)])
         bench.say(f"the pictures of both arms differ by at most {drift} of 255")
         if not bench.plan.quick:  # which has no time for a second look, and about a deal a round
             rate = max(rate, Sample(DEAL, b0.run(check, "check", sizes=sizes)["seconds"]).rate)
@@ -67,7 +67,7 @@ def small_latents(bench: Bench) -> list[Measured]:
         check = small_jobs(folder, 16 if bench.plan.quick else 32, "png")
         ran = pipeline.run(check)
         _, ids = b1.run(check)
-        drift = furthest(pictures_of(pipeline, ran.batch), b1.outputs(ids))
+        drift = furthest(files_of(pipeline, ran.batch), b1.outputs(ids))
         ours_rate = pipeline.run(check).sample().rate
         theirs_rate = Sample(len(check), b1.run(check)[0]).rate
         many = small_jobs(folder, bench.plan.size(ours_rate, deal=32, least=64), "webp")
@@ -138,7 +138,7 @@ def _best_openmp(bench: Bench, folder: Path, arm: str) -> str:
     return bench.openmp(f"unet-256 {arm}", rate)
 
 
-def pictures_of(pipeline: Deployment, batch: object) -> list[bytes]:
+def files_of(pipeline: Deployment, batch: object) -> list[bytes]:
     """The files of a batch, by line."""
     gateway = pipeline.client.gateway
     files = []

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.arms import CeleryWorker, Deployment, RedisServer, Resident, together
 from benchmarks.measure import Bench, Measured, Sample
 from benchmarks.models import model
-from benchmarks.work import DEAL, Job, mixed_texts, short, tokens
+from benchmarks.work import DEAL, Job, mixed_texts, quarter, short, tokens
 
 HOW = "from the first submit to the last commit (B0: first prompt read to last text written), model warm; {}"
 #: how B0 may run: name → what it is told
@@ -49,8 +49,10 @@ def texts(bench: Bench) -> list[Measured]:
         b2.run(warm[:1])
         each = tokens(mixed_texts(folder, 64)) / 64
         count = bench.plan.size(rate / each, deal=DEAL, least=DEAL if bench.plan.quick else 64)
-        few, some = (DEAL // 4, DEAL // 2) if bench.plan.quick else (count // 8, count // 2)
+        few, some = (DEAL // 2, DEAL // 2) if bench.plan.quick else (count // 8, count // 2)
         jobs = mixed_texts(folder, count)
+        if bench.plan.quick:
+            jobs = quarter(jobs)
         last: dict[str, list[str]] = {}
 
         def ours() -> Sample:
@@ -73,18 +75,34 @@ def texts(bench: Bench) -> list[Measured]:
             }
         )
     equal = {arm: alike(last["pipeline"], last[arm]) for arm in ("b0", "b1", "b2")}
+    mix = "; a quick run: a quarter of the new tokens" if bench.plan.quick else ""
     given = {"jobs": count, "jobs_of_b1": few, "jobs_of_b2": some}
     facts = {"openmp": openmp, "b0_policy": policy, "texts_equal": equal, **given}
     unit = "tokens/s"
     return [
         rounds.measured(
-            "text_b0", "pipeline", "b0", unit=unit, how=HOW.format(f"{count} jobs, {policy}, {equal['b0']}"), **facts
+            "text_b0",
+            "pipeline",
+            "b0",
+            unit=unit,
+            how=HOW.format(f"{count} jobs, {policy}, {equal['b0']}{mix}"),
+            **facts,
         ),
         rounds.measured(
-            "text_b1", "pipeline", "b1", unit=unit, how=HOW.format(f"{few} of the jobs for B1, {equal['b1']}"), **facts
+            "text_b1",
+            "pipeline",
+            "b1",
+            unit=unit,
+            how=HOW.format(f"{few} of the jobs for B1, {equal['b1']}{mix}"),
+            **facts,
         ),
         rounds.measured(
-            "text_b2", "pipeline", "b2", unit=unit, how=HOW.format(f"{some} of the jobs for B2, {equal['b2']}"), **facts
+            "text_b2",
+            "pipeline",
+            "b2",
+            unit=unit,
+            how=HOW.format(f"{some} of the jobs for B2, {equal['b2']}{mix}"),
+            **facts,
         ),
     ]
 

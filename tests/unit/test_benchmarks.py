@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 from benchmarks import table
 from benchmarks.goals import GOALS
 from benchmarks.measure import Bench, Measured, Plan, Sample
+from benchmarks.modality_models import GROWN
 from benchmarks.models import ROOT
 from benchmarks.rows import FAMILIES
+from benchmarks.rows.modalities import MODALITIES
 from benchmarks.work import DEAL, no_ops, pictures
+from shared.tasks import get_task
 
 BASELINES = sorted(path.stem for path in (ROOT / "benchmarks" / "baselines").glob("[!_]*.py"))
 
@@ -45,6 +49,38 @@ def test_a_goal_that_is_not_reached_reads_as_not_met() -> None:
     assert not GOALS["text_b0"].met(0.89)
     assert GOALS["status"].met(2.0)
     assert not GOALS["status"].met(2.01)
+
+
+@pytest.mark.parametrize("row", MODALITIES)
+def test_the_jobs_of_every_modality_are_such_that_its_task_takes(row: str) -> None:
+    modality = MODALITIES[row]
+    rng = random.Random(1)
+
+    for _ in range(20):
+        get_task(modality.task).params.model_validate(modality.params(rng, Path("inputs")))
+
+
+@pytest.mark.torch
+def test_every_modality_has_a_row_a_model_and_a_baseline() -> None:
+    from benchmarks.baselines.b0_modalities import MODELS
+
+    assert FAMILIES["modalities"].rows == tuple(MODALITIES)
+    assert {modality.model for modality in MODALITIES.values()} == set(GROWN)
+    assert {modality.task for modality in MODALITIES.values()} == set(MODELS)
+
+
+def test_outputs_that_are_not_equal_are_not_measured(tmp_path: Path) -> None:
+    text = tmp_path / "0.txt"
+    text.write_bytes(b"new shoes")
+    compare = MODALITIES["captions_b0"].compare
+
+    assert compare([b"new shoes"], [text]) == "1 of 1 texts equal"
+    with pytest.raises(RuntimeError, match="only 0 of 1 texts are equal"):
+        compare([b"old hats"], [text])
+
+
+def test_a_row_of_many_may_have_a_share_of_the_seconds() -> None:
+    assert Plan(quick=True, share=0.5).seconds == Plan(quick=True).seconds / 2
 
 
 def test_arms_run_in_turn_until_each_has_its_rounds_and_its_seconds(tmp_path: Path) -> None:
