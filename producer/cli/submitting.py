@@ -179,6 +179,9 @@ def _show_plan(spool: Spool, *, json: bool) -> None:
     show(f"{spool.total} valid job(s), nothing was stored")
     for (queue, task, model), n in sorted(counted.items()):
         show(f"  {n:>8}  {task}  {model or '(no model)'}  in queue {queue}")
+    for model in sorted({model for _, _, model in counted if model.startswith("/")}):
+        if not Path(model).exists():
+            note(f"aigc: warning: there is no {model} on this machine: the workers' machines must have it")
     show(f"rough estimate: {spool.cost:,.0f} s of one small device; a GPU is many times faster")
 
 
