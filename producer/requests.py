@@ -239,7 +239,10 @@ def _wrong_model(model: str) -> str | None:
             f"{PREFIX}name.safetensors or service:model"
         )
     if not _HUB_ID.fullmatch(model):
-        return f"must be a hub id (name or org/name, with optional @revision), starter/…, or a folder, got {model!r}"
+        return (
+            "must be a hub id (name or org/name, with optional @revision), starter/…, or a folder that begins with "
+            f"./, ~/ or /, got {model!r}"
+        )
     return None
 
 

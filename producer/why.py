@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, and_, func, literal, or_, select
 
 from producer.records import JobRecord, SystemRecord, WorkerRecord
 from producer.too_big import Shortage, here, nowhere, shortages
-from producer.words import could_not_have, first_capital, keeper, moment, paused, several, span, troubles
+from producer.words import could_not_have, first_capital, keeper, moment, paused, several, span, told_once, troubles
 from shared.database import Database, now
 from shared.jobs import BY_AGE
 from shared.queue import Queue
@@ -49,7 +49,8 @@ def why(db: Database, queue: Queue, job: JobRecord, system: SystemRecord, *, idl
             said = [*_identical(connection, job, system)]
         else:
             said = [_PLAIN[job.status]]
-    return " ".join(first_capital(sentence) for sentence in said)
+    told = " ".join(first_capital(sentence) for sentence in said)
+    return told_once(told, job.error) if job.error else told
 
 
 _PLAIN = {

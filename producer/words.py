@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from producer.records import SystemRecord, WorkerRecord
 from shared.operators import PausedQueue
@@ -82,3 +82,12 @@ def first_capital(sentence: str) -> str:
 def plain(text: str) -> str:
     """Names, reasons and messages are other people's: nothing in them may steer the terminal."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def told_once(text: str, error: Mapping[str, str]) -> str:
+    """A text that tells this error (`code`, `message`) in full the first time only."""
+    message = error["message"]
+    if not message:
+        return text
+    before, found, after = text.partition(message)
+    return before + found + after.replace(f"{error['code']}: {message}", "the same").replace(message, "the same")

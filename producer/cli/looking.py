@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producer.cli import JSON_OPTION, note, show, show_json, trying_again
+from producer.cli.ranges import may_be
 from shared.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
@@ -238,9 +239,13 @@ def tasks(
     for task in chosen:
         show(f"{task.name}: {task.summary}")
         if name:
+            schemas = task.params.model_json_schema()["properties"]
             for field, about in task.params.model_fields.items():
-                default = (
-                    "required" if about.is_required() else f"default {about.get_default(call_default_factory=True)!r}"
-                )
-                show(f"  {field}: {about.description or ''} ({default})")
+                told = [may_be(schemas[field])]
+                if about.is_required():
+                    told.append("required")
+                elif (default := about.get_default(call_default_factory=True)) is not None:
+                    told.append(f"default {json_module.dumps(default, default=str, ensure_ascii=False)}")
+                told = [each for each in told if each]
+                show(f"  {field}: {about.description or ''}" + (f" ({'; '.join(told)})" if told else ""))
         show(f"  example: {json_module.dumps(dict(task.example), ensure_ascii=False)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,15 @@ def _make(out: Path) -> None:
         raise RequestError(f"--out {out}: this folder cannot be made: {error.strerror}") from None
 
 
+def _require_room(out: Path) -> None:
+    """That files can be put below `out`, which need not be there yet. Raises `RequestError`; makes nothing."""
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise RequestError(f"--out {out}: {there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RequestError(f"--out {out}: {there} may not be written: name another folder")
+
+
 def _say_skipped(problems: list[Problem], count: int, report: Path) -> None:
     note(f"left out, {count} problem(s):")
     for problem in problems[:20]:
@@ -169,6 +179,9 @@ def _show_plan(spool: Spool, *, json: bool) -> None:
     show(f"{spool.total} valid job(s), nothing was stored")
     for (queue, task, model), n in sorted(counted.items()):
         show(f"  {n:>8}  {task}  {model or '(no model)'}  in queue {queue}")
+    for model in sorted({model for _, _, model in counted if model.startswith("/")}):
+        if not Path(model).exists():
+            note(f"aigc: warning: there is no {model} on this machine: the workers' machines must have it")
     show(f"rough estimate: {spool.cost:,.0f} s of one small device; a GPU is many times faster")
 
 
@@ -221,6 +234,7 @@ def run(
         task, assignments or [], vary or [], n, model=model, earlier=from_, gateway=lambda: reached().gateway
     )
     client = reached()
+    _require_room(out)
     batch = client.submit(jobs, queue=queue)
     for warning in batch.warnings:
         note(f"aigc: warning: {warning}")

@@ -76,7 +76,9 @@ def test_an_object_is_an_object(lm: Generator) -> None:
 @pytest.mark.parametrize(
     ("schema", "word"),
     [({"type": "objekt"}, "objekt"), ({"type": "object", "not": {"type": "string"}}, "not"),
-     ({"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}, "nowhere")],
+     ({"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}, "nowhere"),
+     ({"$ref": "#"}, "without end"),
+     ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "without end")],
 )  # fmt: skip
 def test_a_schema_that_cannot_be_kept_to_is_refused(lm: Generator, schema: dict[str, Any], word: str) -> None:
     outcome = ask(lm, **asked(schema))

@@ -177,6 +177,15 @@ def test_a_dry_run_checks_counts_estimates_and_stores_nothing(aigc: Aigc, tmp_pa
     assert batches(aigc) == []
 
 
+def test_a_dry_run_says_which_folders_of_models_are_not_here(aigc: Aigc, tmp_path: Path) -> None:
+    here, gone = tmp_path / "here", tmp_path / "gone"
+    here.mkdir()
+    jobs = [{"task": "text-generation", "model": str(model), "params": {"prompt": "hi"}} for model in (here, gone)]
+    done = aigc("submit", "-", "--dry-run", stdin=lines(*jobs))
+    assert (done.returncode, done.stderr.count("warning")) == (0, 1)
+    assert f"there is no {gone} on this machine" in done.stderr
+
+
 def test_bad_lines_are_listed_twenty_on_screen_and_all_in_a_file(aigc: Aigc) -> None:
     bad = [{"task": "echo", "params": {"message": 1, "steps": -line}} for line in range(2, 32)]
     done = aigc("submit", "-", stdin=lines(GOOD, *bad))

@@ -36,6 +36,14 @@ class Desk:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def refused(self, *arguments: str) -> str:
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
     def run(self, *arguments: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.aigc("run", *arguments, "--json").splitlines()]
 
@@ -56,6 +64,15 @@ def test_a_grid_has_the_same_seeds_everywhere(desk: Desk) -> None:
     ]  # fmt: skip
     first = made[0]["seed"]
     assert [job["seed"] for job in made] == [first, first + 1] * 4
+
+
+def test_files_that_could_not_be_put_anywhere_are_not_made(desk: Desk) -> None:
+    (desk.folder / "notes.txt").write_text("mine")
+    before = desk.aigc("list")
+
+    for out in ("notes.txt", "notes.txt/deeper"):
+        assert "notes.txt is a file: name a folder" in desk.refused("run", "echo", "message=hi", "--out", out)
+    assert desk.aigc("list") == before
 
 
 def test_a_job_is_made_again_by_its_id(desk: Desk) -> None:

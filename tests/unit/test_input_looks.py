@@ -69,7 +69,18 @@ def test_the_name_of_a_file_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    assert refused(bomb(tmp_path / "bomb.png"), "image") == "input_too_big"
+    with pytest.raises(JobFailed, match=r"1,000,000 \(AIGC_INPUT_PIXELS\) that this worker takes") as error:
+        examine(bomb(tmp_path / "bomb.png"), "image", "file:f1", LIMITS)
+    assert error.value.code == "input_too_big"
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_a_refusal_names_no_file_of_the_workers_own(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "content"
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(JobFailed) as error:
+        examine(path, kind, "file:f1", LIMITS)  # type: ignore[arg-type]
+    assert str(tmp_path) not in error.value.message
 
 
 def test_a_picture_beyond_the_limit_is_refused_with_its_size(tmp_path: Path) -> None:

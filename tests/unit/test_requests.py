@@ -164,6 +164,7 @@ def test_a_custom_id_may_be_nearly_anything(custom_id: str) -> None:
     [
         ("not a model", "must be a hub id"),
         ("a/b/c", "must be a hub id"),
+        ("models/tiny/gpt2", "or a folder that begins with ./, ~/ or /, got 'models/tiny/gpt2'"),
         ("s3://bucket/model", "not supported yet"),
         ("file:x.ckpt", "is a pickle"),
         ("./" + "a" * 495, "longer than 500 characters"),

@@ -22,6 +22,7 @@ from workers.generators.evaluator import Evaluator
 from workers.inputs.looks import Limits, examine
 from workers.scores import Score, pictures, sounds, texts, words
 from workers.scores.case import Case, case_of
+from workers.scores.chart import chart
 
 Measure = Callable[[Case, Callable[[], None]], Iterator[Score]]
 
@@ -336,6 +337,14 @@ def test_the_table_says_all_that_a_value_depends_on() -> None:
     }  # fmt: skip
     assert run.done == [(step, 4) for step in (1, 2, 3, 4)]
     assert plot.facts["plot"]
+
+
+def test_the_plot_says_the_numbers_of_the_table() -> None:
+    def plot(value: float) -> bytes:
+        return chart([Score("fid", value, "lower", "0 = none", "numpy", "", 2)])
+
+    assert plot(-4e-10) == plot(0.0)
+    assert plot(0.5) != plot(0.0)
 
 
 def test_the_plot_is_a_picture_with_a_row_for_each_score() -> None:

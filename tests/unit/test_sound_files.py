@@ -89,6 +89,19 @@ def test_a_damaged_place_is_passed_over_but_not_a_damaged_file(tmp_path: Path) -
     assert error.value.code == "input_unreadable"
 
 
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("sample", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_refused(sample: float, subtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    sound = input_sounds.speech(2, 16000)
+    sound[20_000] = sample
+    soundfile.write(path, sound, 16000, subtype=subtype)
+
+    with pytest.raises(JobFailed, match=r"samples that are not numbers, at 1\.\d s") as error:
+        taken(path)
+    assert error.value.code == "input_unreadable"
+
+
 def test_a_file_that_holds_far_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "sound.ogg"
     path.write_bytes(write_sound(np.zeros((1, 90 * 16000), dtype=np.float32), rate=16000, form="ogg"))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from shared.errors import JobFailed
 from shared.tasks.sounds import RATES
-from workers.inputs.looks import SAFELY, InputFile
+from workers.inputs.looks import SAFELY, InputFile, words_of
 
 Samples = npt.NDArray[np.float32]
 
@@ -65,10 +65,12 @@ def frames_of(path: Path, seconds_said: float) -> Iterator[av.AudioFrame]:
                     if seconds > _FAR_MORE * seconds_said + 60:
                         message = f"there is far more sound in the file than the {seconds_said:.1f} s that it claims"
                         raise JobFailed("input_unreadable", message)
+                    _require_numbers(frame, seconds)
                     frame.pts = None  # gaps are closed, not filled
                     yield frame
     except (OSError, ValueError, IndexError, av.FFmpegError) as error:
-        raise JobFailed("input_unreadable", f"the sound cannot be decoded after {seconds:.1f} s: {error}") from None
+        message = f"the sound cannot be decoded after {seconds:.1f} s: {words_of(error)}"
+        raise JobFailed("input_unreadable", message) from None
     if damaged > packets * _DAMAGED:
         raise JobFailed("input_unreadable", f"the sound is damaged: {damaged} of its {packets} packets are unreadable")
     if not seconds:
@@ -77,6 +79,13 @@ def frames_of(path: Path, seconds_said: float) -> Iterator[av.AudioFrame]:
         raise JobFailed(
             "input_unreadable", f"the file breaks off after {seconds:.1f} s of {promised:.1f} s: send it whole"
         )
+
+
+def _require_numbers(frame: av.AudioFrame, seconds: float) -> None:
+    """Files of floats may hold what no filter and no model takes."""
+    if frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all():
+        message = f"the sound holds samples that are not numbers, at {seconds:.1f} s: save it anew"
+        raise JobFailed("input_unreadable", message)
 
 
 def _promised(path: Path, container: Any, stream: Any) -> float | None:

@@ -42,7 +42,9 @@ class Grammars:
                 "response_format_unsupported",
                 f"response_format: no text can be held to this schema: {'; '.join(problems)[:500]}",
             )
-        return Grammar(LLMatcher(tokens, text), self._ends)
+        fresh = LLMatcher(tokens, text)
+        _require_way(fresh.deep_copy())
+        return Grammar(fresh, self._ends)
 
     def _table(self) -> LLTokenizer:
         if not self._ends:
@@ -56,6 +58,18 @@ class Grammars:
                     f"response_format: this model's tokenizer cannot be followed: {error}",
                 ) from None
         return self._tokens
+
+
+def _require_way(matcher: LLMatcher) -> None:
+    """That something can be written, also after what every text begins with. Raises `JobFailed`.
+
+    A schema that wants itself within itself is a grammar without texts: each would have no end.
+    """
+    matcher.consume_tokens(matcher.compute_ff_tokens())
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        message = "response_format: no text can be held to this schema: what it requires refers to itself without end"
+        raise JobFailed("response_format_unsupported", message)
 
 
 class Grammar:

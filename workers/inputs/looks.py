@@ -60,11 +60,14 @@ def _image(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile
                 )
             image.load()
             return InputFile(path, kind, f"image/{str(image.format).lower()}", {"width": width, "height": height})
-    except Image.DecompressionBombError as error:
-        raise JobFailed("input_too_big", f"{shown} has far more pixels than this worker takes: {error}") from None
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError:
+        most = f"the {limits.pixels:,} (AIGC_INPUT_PIXELS) that this worker takes"
+        raise JobFailed("input_too_big", f"{shown} has far more pixels than {most}") from None
+    except UnidentifiedImageError:  # its words name a file of the worker's own
         names = ", ".join(IMAGE_FORMATS)
-        raise JobFailed("input_unreadable", f"{shown} is no picture that can be read ({names}): {error}") from None
+        raise JobFailed("input_unreadable", f"{shown} is no picture, or of a kind other than {names}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise JobFailed("input_unreadable", f"{shown} is a picture that cannot be read to its end: {error}") from None
 
 
 def _audio(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile:
@@ -77,7 +80,7 @@ def _audio(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile
             stream = container.streams.audio[0]
             facts = {"seconds": _seconds(container), "sample_rate": stream.rate, "channels": stream.channels}
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise JobFailed("input_unreadable", f"{shown} is no sound that can be read: {error}") from None
+        raise JobFailed("input_unreadable", f"{shown} is no sound that can be read: {words_of(error)}") from None
     _require_short(facts["seconds"], shown, limits)
     return InputFile(path, kind, "audio/*", facts)
 
@@ -94,7 +97,7 @@ def _video(path: Path, kind: InputKind, shown: str, limits: Limits) -> InputFile
             fps = float(stream.average_rate or 0)
             facts = {"seconds": _seconds(container), "width": width, "height": height, "fps": fps}
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise JobFailed("input_unreadable", f"{shown} is no video that can be read: {error}") from None
+        raise JobFailed("input_unreadable", f"{shown} is no video that can be read: {words_of(error)}") from None
     if width * height > limits.pixels:
         raise JobFailed("input_too_big", f"{shown} has {width}x{height} pixels: make it smaller")
     _require_short(facts["seconds"], shown, limits)
@@ -109,6 +112,11 @@ def _text(path: Path, kind: InputKind, shown: str, _limits: Limits) -> InputFile
     if "\0" in text:
         raise JobFailed("input_unreadable", f"{shown} is no text: it holds zero bytes")
     return InputFile(path, kind, "text/plain", {"characters": len(text)})
+
+
+def words_of(error: Exception) -> str:
+    """What FFmpeg and the system say, less the path, which is the worker's own and tells a reader nothing."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _seconds(container: Any) -> float:

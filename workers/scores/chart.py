@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from workers.scores import Score
+from workers.scores import Score, rounded
 
 #: pixels of the plot, and of one row
 WIDTH, HEIGHT = 720, 84
@@ -27,7 +27,7 @@ def chart(scores: Sequence[Score]) -> bytes:
         top = HEIGHT * number
         if number:
             draw.line((0, top, WIDTH, top), fill="#e3e6ea")
-        shown = "none" if score.value is None else f"{score.value:.4g}"
+        shown = "none" if score.value is None else f"{rounded(score.value):.4g}"
         draw.text((20, top + 14), f"{score.metric}  {shown}", fill=_INK, font=large)
         arrow = "more is better" if score.better == "higher" else "less is better"
         draw.text((20, top + 50), f"n = {score.n:,}, {_ascii(score.scale)}, {arrow}", fill=_GREY, font=small)
