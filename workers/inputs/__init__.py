@@ -163,7 +163,7 @@ class Inputs:
 
     def _fetch(self, tenant_id: str, reference: Reference, folder: Path) -> InputFile:
         folder.mkdir(exist_ok=True)
-        path = folder / "content"
+        path, shown = folder / "content", reference.text
         most = self._settings.input_mb * 10**6
         match reference.scheme:
             case "https":
@@ -173,14 +173,15 @@ class Inputs:
                 if not file:
                     raise JobFailed("input_not_found", f"{reference.text} is not there any more: upload it again")
                 [found] = file.values()
-                self._read(self._depot.get(), found.key, 0, found.bytes, reference.text, path, found.sha256)
+                shown = f"{found.name} ({reference.text})"
+                self._read(self._depot.get(), found.key, 0, found.bytes, shown, path, found.sha256)
             case "artifact":
                 self._read_artifact(tenant_id, reference.text, path)
             case "s3":
                 self._read_s3(reference.text, path)
             case _:
                 raise JobFailed("input_not_found", f"{reference.text}: paths are settled where jobs are submitted")
-        return examine(path, reference.kind, reference.text, self._limits)
+        return examine(path, reference.kind, shown, self._limits)
 
     def _read_artifact(self, tenant_id: str, text: str, path: Path) -> None:
         a, j = artifacts.c, jobs.c
