@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test test-families check format install clean chaos chaos-mutants bench
+.PHONY: demo test test-models check format install clean chaos chaos-mutants bench
 
 install: $(READY)
 
@@ -21,12 +21,12 @@ demo: $(READY)
 
 # Most tests wait for something: four at a time. The chaos runs, side by side, have the machine for themselves.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m "not families" --ignore tests/chaos
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m "not models" --ignore tests/chaos
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup tests/chaos
 
-# Each generator over every family of models that it takes: what `test` tries with one family of each.
-test-families: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist load -m families tests/contract
+# What `test` leaves out: each generator in detail, over every family of models that it takes, and every tiny example.
+test-models: $(READY)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m models tests/contract tests/integration
 
 # Faults of every kind against real processes: make chaos SEED=7 MINUTES=5 DATABASE=sqlite
 SEED     ?= 1

@@ -22,7 +22,7 @@ from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Failed, Generator, Outcome, Work
 from workers.inputs.looks import Limits, examine
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 PHOTOS = photos()
 

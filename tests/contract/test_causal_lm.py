@@ -13,7 +13,7 @@ from contract import assert_same, bodies, facts, generator, run_all, text_of
 from shared.tasks.text_generation import TextGenerationParams
 from workers.generators import Failed, Generator, Outcome, Work
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 
 @pytest.fixture(params=[tiny_models.gpt2, tiny_models.llama], ids=["gpt2", "llama"])

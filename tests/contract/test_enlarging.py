@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from shared.picture_records import read_parameters
 from workers.generators import Done, Failed, Generator, Outcome
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 SWIN = Kind("swin", "super-resolution", "swin2sr:Swin2SR", tiny_models.swin2sr, mixed=())
 UPSCALER = Kind("x4", "super-resolution", "diffusers_upscale:DiffusersUpscale", tiny_models.sd_upscaler, mixed=())

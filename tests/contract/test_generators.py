@@ -22,7 +22,7 @@ def params() -> Iterator[Any]:
     seen = set[str]()
     for kind in KINDS:
         marks = [] if kind.model is None else [pytest.mark.torch]
-        yield pytest.param(kind, id=kind.name, marks=[*marks, pytest.mark.families] if kind.path in seen else marks)
+        yield pytest.param(kind, id=kind.name, marks=[*marks, pytest.mark.models] if kind.path in seen else marks)
         seen.add(kind.path)
 
 

@@ -19,7 +19,7 @@ from workers.generators import Generator, Work
 from workers.generators.memory import MemoryPlan
 from workers.inputs.looks import Limits, examine
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 
 def painter() -> type[Generator]:

@@ -18,7 +18,7 @@ from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Device, Done, Work
 from workers.model_files import resolve
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 CPU = Device("cpu", "float32")
 PICTURE = {"prompt": "a hat", "num_inference_steps": 2, "guidance_scale": 3.0}

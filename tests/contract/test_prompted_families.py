@@ -13,7 +13,7 @@ from PIL import Image
 
 from workers.generators import Failed, Generator
 
-pytestmark = [pytest.mark.torch, pytest.mark.families]
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 Load = Callable[..., Generator]
 VIEWS = input_vision.views()

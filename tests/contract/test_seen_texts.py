@@ -15,7 +15,7 @@ from PIL import Image
 from shared.errors import ModelRejected
 from workers.generators import Done, Failed, Generator
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 Load = Callable[..., Generator]
 VIEWS = input_vision.views()

@@ -25,7 +25,7 @@ from workers.generators import Generator, Work
 from workers.inputs.looks import Limits, examine
 from workers.model_files import resolve
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 PHOTOS = photos()
 CONFIGS = Path(single_files.__file__).parent / "pipeline_configs"

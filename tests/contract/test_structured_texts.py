@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from shared.tasks.text_generation import TextGenerationParams
 from workers.generators import Failed, Generator, Outcome, Work
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 SHOE = {
     "type": "object",

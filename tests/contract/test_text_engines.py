@@ -17,7 +17,7 @@ from shared.tasks.text_generation import TextGenerationParams
 from workers.generators import Device, Done, Failed, Outcome, Work
 from workers.model_files import resolve
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 CPU = Device("cpu", "float32")
 WORDS = ("new shoes", "old hats", "blue cups", "warm coats for a long winter", "buy two, pay for one today!", "road")

@@ -20,7 +20,7 @@ from shared.tasks.text_to_image import TextToImageParams
 from workers.generators import Failed, Generator, Outcome, Work
 from workers.model_files import resolve
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 
 def painter() -> type[Generator]:

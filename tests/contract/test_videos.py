@@ -23,7 +23,7 @@ from workers.generators import Done, Failed, Generator, Outcome, Work
 from workers.generators.video_files import read_parameters
 from workers.inputs.looks import Limits, examine
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.models]
 
 PHOTOS = input_files.photos()
 STEPS = {"num_inference_steps": 2}

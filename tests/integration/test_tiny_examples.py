@@ -14,7 +14,7 @@ from servers import RedisServer
 from tiny_models.input_pictures import write_pictures
 from tiny_models.input_sounds import write_sounds
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch, pytest.mark.models, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "examples" / "tiny").glob("*.jsonl"))
