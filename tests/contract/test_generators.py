@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def params() -> Iterator[Any]:
 @pytest.fixture(params=params())
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
+
+
+#: what cannot be loaded here, and where it is held to the contract
+ELSEWHERE = {"vllm_text:VllmText": "test_text_engines.py"}
+
+
+def test_every_generator_of_the_catalogue_is_held_against_it() -> None:
+    points = entry_points(group="aigc.generators")
+    ours = {point.value.removeprefix("workers.generators.") for point in points if point.value.startswith("workers.")}
+    assert ours - ELSEWHERE.keys() == {kind.path for kind in KINDS}
 
 
 @pytest.fixture
