@@ -132,6 +132,11 @@ class Session:
             return list(self._held.items())
 
     @property
+    def holding(self) -> int:
+        """How many jobs are in our hands."""
+        return len(self._held)
+
+    @property
     def holds_any(self) -> bool:
         """Whether anything is in our hands."""
         return bool(self._held)

@@ -29,6 +29,8 @@ log = logging.getLogger("aigc.worker")
 
 #: outcomes that may be under way before the device has to wait
 MAX_UNDER_WAY = 4096
+#: seconds that are given to what comes next while the model works on
+GATHER_S = 0.3
 #: most jobs that are committed together
 GROUP = 1024
 
@@ -219,11 +221,25 @@ class Finisher:
                         self._changed.wait()
                     if self._broken is not None or not (self._ready or self._over):
                         return
+                    self._gather()
                     ready, over = _some(self._ready), _some(self._over)
                 self._send(ready)
                 self._settle(over)
         except BaseException as error:  # noqa: BLE001 - kept, and raised again in the worker's own thread
             self._break(error)
+
+    def _gather(self) -> None:
+        """While the model works on, a moment for what comes next: a transaction takes time from its processor.
+
+        Outcomes alone are worth waiting for: of publications the newest counts.
+        """
+        until = time.monotonic() + GATHER_S
+        while len(self._ready) + len(self._over) < GROUP and self._under_way == len(self._pending):
+            left = until - time.monotonic()
+            at_work = self._session.holding > len(self._pending)
+            if left <= 0 or not at_work or self._closing or self._broken is not None:
+                return
+            self._changed.wait(left)
 
     def _send(self, ready: Sequence[Parcel]) -> None:
         """Give files their places, announce the objects, and have them uploaded."""
