@@ -153,7 +153,7 @@ def test_a_drained_worker_finishes_what_it_can_and_ends_for_good(cluster: Cluste
     worker = cluster.start_worker()
     [record] = cluster.client.workers()
     batch = cluster.client.submit([echo("short", steps=30, step_s=0.1)])
-    running(batch)
+    until(lambda: (cluster.client.job(f"{batch.id}-1").progress or 0) > 0, what="in the model")
     later = cluster.client.submit([echo("later")])
 
     cluster.client.drain(record.worker)

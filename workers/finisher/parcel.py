@@ -66,6 +66,11 @@ class Parcel:
     trouble: Unavailable | None = None
 
     @property
+    def calm(self) -> bool:
+        """Whether it may wait a moment for others: an outcome of a job that no worker has died with."""
+        return isinstance(self.item, Finished) and self.item.job.max_company is None
+
+    @property
     def job(self) -> ClaimedJob:
         """Whose it is."""
         return self.item.job

@@ -30,7 +30,7 @@ log = logging.getLogger("aigc.worker")
 #: outcomes that may be under way before the device has to wait
 MAX_UNDER_WAY = 4096
 #: seconds that are given to what comes next while the model works on
-GATHER_S = 0.3
+GATHER_S = 0.5
 #: most jobs that are committed together
 GROUP = 1024
 
@@ -75,6 +75,8 @@ class Finisher:
         self._chains = Chains()
         self._pending: set[str] = set()
         self._under_way = 0
+        #: those of them that may wait a moment
+        self._calm = 0
         self._bytes = 0
         self._ready: deque[Parcel] = deque()
         self._over: deque[Parcel] = deque()
@@ -160,6 +162,7 @@ class Finisher:
 
     def _admit(self, made: Parcel) -> None:
         self._under_way += 1
+        self._calm += made.calm
         self._bytes += made.size
         if isinstance(made.item, Finished):
             self._pending.add(made.job.id)
@@ -179,6 +182,7 @@ class Finisher:
 
     def _discharge(self, made: Parcel) -> None:
         self._under_way -= 1
+        self._calm -= made.calm
         self._bytes -= made.size
         if isinstance(made.item, Finished):
             self._pending.discard(made.job.id)
@@ -231,10 +235,11 @@ class Finisher:
     def _gather(self) -> None:
         """While the model works on, a moment for what comes next: a transaction takes time from its processor.
 
-        Outcomes alone are worth waiting for: of publications the newest counts.
+        Outcomes alone are worth waiting for: of publications the newest counts. And not those of jobs that were in the
+        model when a worker died: whatever is not committed would be made a third time.
         """
         until = time.monotonic() + GATHER_S
-        while len(self._ready) + len(self._over) < GROUP and self._under_way == len(self._pending):
+        while len(self._ready) + len(self._over) < GROUP and self._calm == self._under_way:
             left = until - time.monotonic()
             at_work = self._session.holding > len(self._pending)
             if left <= 0 or not at_work or self._closing or self._broken is not None:

@@ -26,6 +26,7 @@ from transformers import (
 from shared.errors import JobFailed, ModelRejected
 from shared.tasks.text_to_speech import TextToSpeechParams
 from workers.generators import Device, Done, Failed, ModelFiles, Outcome, Output, Run, Work
+from workers.generators.drawing import seed_all
 from workers.generators.pretrained import Pretrained, load_model, load_part, load_tokenizer
 from workers.generators.sentences import joined, sentences
 from workers.generators.sound_files import MEDIA_TYPES, Samples, facts_of, write_sound
@@ -123,7 +124,7 @@ class Speaker(Pretrained):
         """A sentence as (1, samples)."""
         device = self._model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
-            torch.manual_seed((job.seed * 1_000_003 + number) % 2**63)
+            seed_all((job.seed * 1_000_003 + number) % 2**63, device)
             try:
                 sound = self._say(part, job).float().reshape(1, -1).cpu().numpy()
             except ImportError as error:
